@@ -1,0 +1,126 @@
+"""The synthetic scenes: the same bits everywhere, exact labels, and files that appear whole."""
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+
+from freecp_d2.data.scenes import (
+    CLASSES,
+    COLORS,
+    DESCRIPTIONS,
+    HEIGHT,
+    VAL_SEEDS,
+    WIDTH,
+    catalog,
+    draw_scene,
+)
+
+SEEDS = (0, 7, 123, 1_000_003)
+
+
+@pytest.fixture(scope="module")
+def val_scenes():
+    return [draw_scene(seed) for seed in VAL_SEEDS]
+
+
+def test_the_same_seed_gives_the_same_bits_on_every_machine():
+    digest = hashlib.sha256()
+    for seed in SEEDS:
+        scene = draw_scene(seed)
+        digest.update(scene.image.tobytes() + scene.labels.tobytes() + scene.caption.encode())
+    assert digest.hexdigest() == "d59c3aa0dae297af022fc99a748a93ec0141396fd3a0207da120dadf6dc155a3"
+
+
+@pytest.mark.parametrize(("height", "width"), [(224, 288), (64, 64), (100, 333)])
+def test_shapes_and_dtypes(height, width):
+    scene = draw_scene(5, height, width)
+    assert scene.image.shape == (height, width, 3)
+    assert scene.labels.shape == (height, width)
+    assert scene.image.dtype == scene.labels.dtype == np.uint8
+
+
+def test_too_small_a_scene_is_refused():
+    with pytest.raises(ValueError, match="64 x 64"):
+        draw_scene(0, 63, 100)
+
+
+def test_every_scene_shows_three_to_six_classes_and_names_them(val_scenes):
+    for scene in val_scenes:
+        present = {CLASSES[i] for i in np.unique(scene.labels)}
+        assert 3 <= len(present) <= 6
+        assert set(scene.nouns) == present
+        assert all(noun in scene.caption for noun in present)
+
+
+def test_every_class_occurs_in_the_benchmark(val_scenes):
+    assert {noun for scene in val_scenes for noun in scene.nouns} == set(CLASSES)
+
+
+def test_labels_follow_the_image(val_scenes):
+    """Across a label's edge colours differ more than inside a region."""
+    edge, inside = [], []
+    for scene in val_scenes[:40]:
+        step = np.abs(np.diff(scene.image.astype(int), n=1, axis=1)).mean(-1)
+        change = np.diff(scene.labels, axis=1) != 0
+        edge.append(step[change].mean())
+        inside.append(step[~change].mean())
+    assert np.mean(edge) > 1.5 * np.mean(inside)
+
+
+def test_vocabulary_is_complete():
+    assert len(CLASSES) == len(set(CLASSES)) == len(COLORS) == len(set(COLORS)) >= 30
+    assert set(DESCRIPTIONS) == set(CLASSES)
+    for sentences in DESCRIPTIONS.values():
+        assert len(sentences) == len(set(sentences)) >= 5
+
+
+def test_registered_in_the_catalogs_with_what_the_evaluator_needs():
+    assert "scenes_val" in DatasetCatalog
+    metadata = MetadataCatalog.get("scenes_val")
+    assert metadata.stuff_classes == list(CLASSES)
+    assert metadata.evaluator_type == "sem_seg"
+    assert metadata.ignore_label == 255
+    assert metadata.stuff_dataset_id_to_contiguous_id == {i: i for i in range(len(CLASSES))}
+
+
+def test_files_hold_what_was_drawn(tmp_path):
+    dicts = catalog.load_scenes(tmp_path / "val", range(4))
+    assert [d["image_id"] for d in dicts] == [0, 1, 2, 3]
+    for d in dicts:
+        scene = draw_scene(d["image_id"])
+        assert (d["height"], d["width"]) == (HEIGHT, WIDTH)
+        with Image.open(d["file_name"]) as image, Image.open(d["sem_seg_file_name"]) as labels:
+            assert (np.asarray(image) == scene.image).all()
+            assert (np.asarray(labels) == scene.labels).all()
+
+
+def test_a_second_call_draws_nothing(tmp_path, monkeypatch):
+    first = catalog.load_scenes(tmp_path / "val", range(2))
+    monkeypatch.setattr(catalog, "draw_scene", None)
+    assert catalog.load_scenes(tmp_path / "val", range(2)) == first
+
+
+def test_an_interrupted_call_leaves_nothing(tmp_path, monkeypatch):
+    def fail_late(seed):
+        if seed == 2:
+            raise KeyboardInterrupt
+        return draw_scene(seed)
+
+    monkeypatch.setattr(catalog, "draw_scene", fail_late)
+    with pytest.raises(KeyboardInterrupt):
+        catalog.load_scenes(tmp_path / "val", range(3))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_several_writers_at_once(tmp_path):
+    with ThreadPoolExecutor(4) as pool:
+        results = list(
+            pool.map(lambda _: catalog.load_scenes(tmp_path / "val", range(3)), range(4))
+        )
+    assert all(result == results[0] for result in results)
+    assert [path.name for path in tmp_path.iterdir()] == ["val"]
+    assert len(list((tmp_path / "val" / "images").iterdir())) == 3
