@@ -1,14 +1,55 @@
-"""The last transformer block as each training-free base method computes it (METHOD.md step 1).
+"""An open_clip ViT block by block, and its last block as each base method reads it (METHOD.md step 1).
 
-Every function takes the last ``ResidualAttentionBlock`` of an open_clip ViT and the tokens that
-enter it, (B, 1+N, W) with the CLS token first, and returns tokens of the same shape and dtype,
-before ``ln_post`` and the projection. None of them adds the residual, and all are differentiable.
+``maskclip``, ``sclip``, ``clearclip``, ``naclip`` and ``vanilla`` take the last
+``ResidualAttentionBlock`` and the tokens that enter it, (B, 1+N, W) with the CLS token first, and
+return tokens of the same shape and dtype, before ``ln_post`` and the projection. None of them adds
+the residual. Everything here is differentiable.
 """
 
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import ResidualAttentionBlock
+from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor
+
+
+def embed(
+    visual: VisionTransformer, images: Tensor, antialias: bool = False
+) -> tuple[Tensor, tuple[int, int]]:
+    """What enters the first block.
+
+    Args:
+        images: (B, 3, H, W) normalised, each side at least a patch.
+        antialias: resample the positional embedding as GEM does.
+
+    Returns:
+        tokens (B, 1+N, W) with the CLS token first, and the grid (h, w).
+    """
+    patches = visual.conv1(images.to(visual.conv1.weight.dtype))
+    grid = (patches.shape[-2], patches.shape[-1])
+    cls = visual.class_embedding.to(patches.dtype).expand(len(images), 1, -1)
+    tokens = torch.cat((cls, patches.flatten(2).transpose(1, 2)), dim=1)
+    position = positional_embedding(visual, grid, antialias).to(tokens.dtype)
+    return visual.ln_pre(tokens + position), grid
+
+
+def positional_embedding(
+    visual: VisionTransformer, grid: tuple[int, int], antialias: bool = False
+) -> Tensor:
+    """The positional embedding (1+N, W) of a grid (h, w), resampled if it is not the trained one."""
+    position = visual.positional_embedding
+    if grid == visual.grid_size:
+        return position
+    patches = position[1:].T.reshape(1, -1, *visual.grid_size).float()
+    if antialias:
+        patches = F.interpolate(patches, size=grid, mode="bicubic", antialias=True)
+    else:
+        scale = [
+            (side + 0.1) / trained for side, trained in zip(grid, visual.grid_size, strict=True)
+        ]
+        patches = F.interpolate(
+            patches, scale_factor=scale, mode="bicubic", recompute_scale_factor=False
+        )
+    return torch.cat((position[:1], patches.flatten(2)[0].T.to(position.dtype)))
 
 
 def project_qkv(block: ResidualAttentionBlock, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -29,6 +70,20 @@ def project_out(block: ResidualAttentionBlock, heads: Tensor) -> Tensor:
 def add_mlp(block: ResidualAttentionBlock, tokens: Tensor) -> Tensor:
     """``tokens + mlp(ln_2(tokens))``, for tokens of any leading shape."""
     return tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
+
+
+def ordinary_block(block: ResidualAttentionBlock, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """A block as trained, and its attention weights (B, heads, 1+N, 1+N)."""
+    query, key, value = project_qkv(block, block.ln_1(tokens))
+    weights = (query * block.attn.head_dim**-0.5 @ key.transpose(-1, -2)).softmax(dim=-1)
+    return add_mlp(block, tokens + project_out(block, weights @ value)), weights
+
+
+def cls_block(block: ResidualAttentionBlock, tokens: Tensor) -> Tensor:
+    """The CLS token (B, W) after a block as trained."""
+    query, key, value = project_qkv(block, block.ln_1(tokens))
+    attended = F.scaled_dot_product_attention(query[:, :, :1], key, value)
+    return add_mlp(block, tokens[:, :1] + project_out(block, attended))[:, 0]
 
 
 def maskclip(block: ResidualAttentionBlock, tokens: Tensor) -> Tensor:

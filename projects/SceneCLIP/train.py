@@ -38,6 +38,7 @@ from torch import Tensor, nn
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
+from freecp_d2.clip import base_methods  # noqa: E402
 from freecp_d2.data.scenes import CLASSES, DESCRIPTIONS, draw_scene  # noqa: E402
 
 TRAIN_SEED = 1_000_000
@@ -146,38 +147,15 @@ def _cut(cells: int, generator: torch.Generator) -> int:
 
 def encode_trunk(visual: nn.Module, images: Tensor) -> Tensor:
     """Input of the last block, (B,1+N,W), for normalised images (B,3,H,W) of any size."""
-    x = visual.conv1(images)
-    h, w = x.shape[-2:]
-    side = visual.grid_size[0]
-    x = x.flatten(2).transpose(1, 2)
-    position = visual.positional_embedding
-    patches = position[1:].T.reshape(1, -1, side, side)
-    scale = ((h + 0.1) / side, (w + 0.1) / side)
-    patches = F.interpolate(patches, scale_factor=scale, mode="bicubic", align_corners=False)
-    position = torch.cat((position[:1], patches.flatten(2)[0].T))
-    cls = visual.class_embedding.expand(len(x), 1, -1)
-    x = visual.ln_pre(torch.cat((cls, x), dim=1) + position)
+    tokens, _ = base_methods.embed(visual, images)
     for block in visual.transformer.resblocks[:-1]:
-        x = block(x)
-    return x
+        tokens = block(tokens)
+    return tokens
 
 
 def encode_dense(visual: nn.Module, u: Tensor, method: str) -> Tensor:
     """Patch features of one base method, (B,N,D) of unit length, from the last block's input."""
-    block = visual.transformer.resblocks[-1]
-    q, k, v = F.linear(block.ln_1(u), block.attn.in_proj_weight, block.attn.in_proj_bias).chunk(
-        3, -1
-    )
-    heads = block.attn.num_heads
-    q, k, v = (s.unflatten(-1, (heads, -1)).transpose(1, 2) for s in (q, k, v))
-    if method != "maskclip":
-        attended = F.scaled_dot_product_attention(q, q, v)
-        if method == "sclip":
-            attended = attended + F.scaled_dot_product_attention(k, k, v)
-        v = attended
-    z = block.attn.out_proj(v.transpose(1, 2).flatten(2))
-    if method != "clearclip":
-        z = z + block.mlp(block.ln_2(z))
+    z = getattr(base_methods, method)(visual.transformer.resblocks[-1], u)
     return F.normalize((visual.ln_post(z[:, 1:]) @ visual.proj).float(), dim=-1)
 
 

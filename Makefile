@@ -1,0 +1,69 @@
+# make demo    evaluate base methods and FreeCP on the embedded benchmark; table on screen, pictures in output/demo
+# make test    run the tests            make bench   time the operators
+# make lint    ruff and mypy            make lock    write requirements.lock anew
+#
+# Each sets up .venv first, once. BASE_PYTHON=/path/to/python chooses the interpreter (3.11 or later) it is made of.
+
+.POSIX:
+.PHONY: demo test bench lint lock
+
+VENV = .venv
+PYTHON = $(VENV)/bin/python
+PIP = $(PYTHON) -m pip --disable-pip-version-check
+INSTALLED = $(VENV)/.installed
+BASE_PYTHON =
+UV = uv
+
+demo: $(INSTALLED)
+	$(PYTHON) projects/SceneCLIP/demo.py --output output/demo
+
+# One thread a worker: torch would start one per core in each of them.
+test: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n auto --maxprocesses 8
+
+bench: $(INSTALLED)
+	$(PYTHON) -m pytest tests/benchmarks -q -s
+
+lint: $(INSTALLED)
+	$(PYTHON) -m ruff check
+	$(PYTHON) -m ruff format --check
+	$(PYTHON) -m mypy
+
+# Needs uv. What the lock holds stays as long as pyproject.toml and requirements.in allow it; delete the lock to renew all.
+lock:
+	$(UV) pip compile --quiet --generate-hashes --extra dev --python-version 3.11 \
+	    --python-platform x86_64-manylinux_2_28 --custom-compile-command "make lock" \
+	    pyproject.toml requirements.in -o requirements.lock
+
+# The stamp is written last, so that a set-up that was interrupted is taken up again by the next make.
+$(INSTALLED): requirements.lock requirements-detectron2.lock pyproject.toml
+	@ok='import sys; sys.exit(sys.version_info < (3, 11))'; \
+	if [ ! -x $(PYTHON) ]; then \
+	    for python in $(BASE_PYTHON) python3.11 python3 python3.12 python3.13 ''; do \
+	        [ -n "$$python" ] && "$$python" -c "$$ok" 2>/dev/null && break; \
+	    done; \
+	    [ -n "$$python" ] || { echo "make: no Python 3.11 or later found; name one: make BASE_PYTHON=/path/to/python" >&2; exit 1; }; \
+	    echo "Creating $(VENV) with $$python"; \
+	    "$$python" -m venv $(VENV); \
+	elif ! $(PYTHON) -c "$$ok"; then \
+	    echo "make: $(VENV) has a Python older than 3.11; remove it, and make creates another" >&2; exit 1; \
+	fi
+	@$(PYTHON) -c 'import pip' 2>/dev/null || $(PYTHON) -m ensurepip
+# Some packages come as sources. They are built with the setuptools of the lock, which is therefore installed first.
+	sed -n '/^setuptools==/,/[^\\]$$/p' requirements.lock > $(VENV)/setuptools.lock
+	$(PIP) install --quiet --require-hashes --no-deps -r $(VENV)/setuptools.lock
+	$(PIP) install --require-hashes --no-deps --no-build-isolation --use-pep517 -r requirements.lock
+# detectron2, unless one can be imported. It is unpacked aside and moved, so that half of one is never in place.
+	@if $(PYTHON) -c 'import importlib.util as u, sys; s = u.find_spec("detectron2"); sys.exit(not (s and s.origin))'; then \
+	    $(PYTHON) -c 'import detectron2 as d; print("Keeping detectron2", d.__version__, "of", d.__path__[0])'; \
+	else \
+	    set -e; \
+	    site=$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
+	    rm -rf $(VENV)/detectron2; \
+	    $(PIP) install --quiet --require-hashes --no-deps --only-binary=:all: --python-version 3.10 \
+	        --target $(VENV)/detectron2 -r requirements-detectron2.lock; \
+	    mv $(VENV)/detectron2/sal_detectron2-*.dist-info $(VENV)/detectron2/detectron2 "$$site"; \
+	    rm -rf $(VENV)/detectron2; \
+	fi
+	$(PIP) install --quiet --no-deps --no-build-isolation -e .
+	@touch $@

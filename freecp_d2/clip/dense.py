@@ -1,0 +1,177 @@
+"""DenseCLIP: patch features, CLS embedding and patch-to-patch attention of a frozen open_clip ViT."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+from torch import Tensor, nn
+
+from . import base_methods
+
+METHODS: tuple[str, ...] = ("maskclip", "sclip", "clearclip", "naclip", "gem", "vanilla")
+
+
+@dataclass(frozen=True)
+class DenseFeatures:
+    """What :class:`DenseCLIP` sees in a batch of images, all float32.
+
+    Attributes:
+        patches: (B, N, D) patch features of unit length, row by row.
+        cls: (B, D) ordinary CLIP embedding, of unit length.
+        attention: (B, N, N) attention from patch to patch, averaged over heads and over all
+            blocks but the last; rows sum to at most 1, the rest being the CLS token's.
+        grid: (h, w) with N = h * w.
+    """
+
+    patches: Tensor
+    cls: Tensor
+    attention: Tensor
+    grid: tuple[int, int]
+
+
+class DenseCLIP(nn.Module):
+    """A frozen open_clip ViT read by a training-free base method (METHOD.md steps 1 and 3).
+
+    Args:
+        model: an open_clip CLIP whose image tower is a plain ViT: learned positional embedding,
+            CLS token, no attentional pooling. It is frozen and put into eval mode.
+        method: maskclip, sclip, clearclip, naclip, gem or vanilla.
+        gem_depth: GEM's second stream spans the blocks of index > L - gem_depth (from 0).
+        gem_head_average: GEM's attention averages all heads instead of taking head 0 alone,
+            which is what was published.
+        gaussian_std: standard deviation of NACLIP's neighbourhood in patches.
+
+    Raises:
+        ValueError: unknown method, an option out of range, or an image tower of another kind.
+    """
+
+    def __init__(
+        self,
+        model: open_clip.CLIP,
+        method: str = "clearclip",
+        *,
+        gem_depth: int = 7,
+        gem_head_average: bool = False,
+        gaussian_std: float = 5.0,
+    ):
+        super().__init__()
+        if method not in METHODS:
+            raise ValueError(f"MODEL.CLIP.METHOD is {method!r}; choose one of {', '.join(METHODS)}")
+        if gem_depth < 2:
+            raise ValueError(f"MODEL.CLIP.GEM_DEPTH is {gem_depth}; it must be at least 2")
+        if not gaussian_std > 0:
+            raise ValueError(f"MODEL.CLIP.GAUSSIAN_STD is {gaussian_std}; it must be above 0")
+        _require_plain_vit(model.visual)
+        self.model = model.eval().requires_grad_(False)
+        self.method = method
+        self.gem_depth = gem_depth
+        self.gem_head_average = gem_head_average
+        self.gaussian_std = gaussian_std
+
+    @property
+    def logit_scale(self) -> float:
+        """CLIP's temperature, already exponentiated."""
+        return self.model.logit_scale.float().exp().item()
+
+    @property
+    def patch_size(self) -> tuple[int, int]:
+        """Height and width of a patch in pixels."""
+        return self.model.visual.patch_size
+
+    def train(self, mode: bool = True) -> "DenseCLIP":
+        """Stay in eval mode: the encoder is frozen."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> DenseFeatures:
+        """Encode normalised images (B, 3, H, W); H and W need not be multiples of the patch size.
+
+        Raises:
+            ValueError: images smaller than a patch.
+        """
+        visual = self.model.visual
+        tokens, grid = self._embed(images)
+        *blocks, last = visual.transformer.resblocks
+        batch, length, _ = tokens.shape
+        attention = tokens.new_zeros(batch, length, length, dtype=torch.float32)
+        gem_start = len(blocks) + 1 - self.gem_depth
+        stream = tokens
+        for index, block in enumerate(blocks):
+            if self.method == "gem" and index > gem_start:
+                stream = base_methods.gem_step(block, tokens, stream)
+            tokens, weights = base_methods.ordinary_block(block, tokens)
+            head_zero_alone = self.method == "gem" and not self.gem_head_average
+            attention += weights[:, 0] if head_zero_alone else weights.mean(1, dtype=torch.float32)
+            if index <= gem_start:
+                stream = tokens
+        if self.method == "gem":
+            dense = base_methods.gem_step(last, tokens, stream)
+        else:
+            dense = self._base_method(grid, tokens)(last, tokens)
+        return DenseFeatures(
+            patches=self._project(dense[:, 1:]),
+            cls=self._project(base_methods.cls_block(last, tokens)),
+            attention=attention[:, 1:, 1:] / len(blocks),
+            grid=grid,
+        )
+
+    @torch.no_grad()
+    def encode_cls(self, images: Tensor) -> Tensor:
+        """Ordinary CLIP embeddings (B, D), float32 of unit length, of normalised (B, 3, H, W).
+
+        Raises:
+            ValueError: images smaller than a patch.
+        """
+        tokens, _ = self._embed(images)
+        *blocks, last = self.model.visual.transformer.resblocks
+        for block in blocks:
+            tokens = block(tokens)
+        return self._project(base_methods.cls_block(last, tokens))
+
+    def _embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Tokens (B, 1+N, W) that enter the first block, and the grid."""
+        visual = self.model.visual
+        height, width = images.shape[-2:]
+        if height < self.patch_size[0] or width < self.patch_size[1]:
+            raise ValueError(
+                f"an image of {height}x{width} pixels is smaller than a patch of "
+                f"{self.patch_size[0]}x{self.patch_size[1]}; enlarge it first"
+            )
+        return base_methods.embed(visual, images, antialias=self.method == "gem")
+
+    def _base_method(
+        self, grid: tuple[int, int], like: Tensor
+    ) -> Callable[[ResidualAttentionBlock, Tensor], Tensor]:
+        if self.method == "naclip":
+            neighbourhood = base_methods.gaussian_neighbourhood(grid, self.gaussian_std, like)
+            return partial(base_methods.naclip, neighbourhood=neighbourhood)
+        return getattr(base_methods, self.method)
+
+    def _project(self, tokens: Tensor) -> Tensor:
+        visual = self.model.visual
+        return F.normalize((visual.ln_post(tokens) @ visual.proj).float(), dim=-1)
+
+
+def _require_plain_vit(visual: nn.Module) -> None:
+    if not isinstance(visual, VisionTransformer):
+        raise ValueError(
+            f"the image tower is a {type(visual).__name__}; MODEL.CLIP.NAME must be an open_clip "
+            "ViT such as ViT-B-16"
+        )
+    blocks = visual.transformer.resblocks
+    if visual.attn_pool is not None or visual.pool_type != "tok" or visual.final_ln_after_pool:
+        raise ValueError(
+            "the image tower pools its tokens; a ViT that reads its CLS token is needed"
+        )
+    if len(blocks) < 2:
+        raise ValueError("the image tower has one block; at least 2 are needed for an affinity")
+    if any(
+        not isinstance(block, ResidualAttentionBlock)
+        or not isinstance(block.attn, nn.MultiheadAttention)
+        for block in blocks
+    ):
+        raise ValueError("the image tower's blocks are not CLIP's own; use a plain ViT")

@@ -1,0 +1,62 @@
+"""Every config key of FreeCP, its default and its meaning."""
+
+from detectron2.config import CfgNode
+
+
+def add_freecp_config(cfg: CfgNode) -> None:
+    """Add FreeCP's keys to a Detectron2 config, and CLIP's pixel statistics to Detectron2's own keys."""
+    # RGB, 0-255. The model wants this order whatever INPUT.FORMAT says about the images.
+    cfg.MODEL.PIXEL_MEAN = [122.771, 116.746, 104.094]
+    cfg.MODEL.PIXEL_STD = [68.501, 66.632, 70.323]
+    cfg.INPUT.FORMAT = "RGB"
+    # Short and long side that test images are resized to. A short side of 0: they keep their size.
+    cfg.INPUT.MIN_SIZE_TEST = 448
+    cfg.INPUT.MAX_SIZE_TEST = 2048
+
+    clip = cfg.MODEL.CLIP = CfgNode()
+    # The name of an open_clip ViT, or the path of an open_clip model config (JSON).
+    clip.NAME = "ViT-B-16"
+    # An open_clip tag, or the path of a state dict (.safetensors, or .pt which is never unpickled
+    # beyond tensors).
+    clip.PRETRAINED = "openai"
+    # maskclip, sclip, clearclip, naclip, gem or vanilla.
+    clip.METHOD = "clearclip"
+    # fp32, fp16, bf16, or auto: fp16 on CUDA and fp32 elsewhere.
+    clip.PRECISION = "auto"
+    # How many of the last blocks GEM's second stream spans, plus one (METHOD.md section 1).
+    clip.GEM_DEPTH = 7
+    # True: GEM's affinity averages all heads. False, as published: head 0 alone.
+    clip.GEM_HEAD_AVERAGE = False
+    # Standard deviation of NACLIP's neighbourhood, in patches.
+    clip.GAUSSIAN_STD = 5.0
+    # Text features are kept here. "": they are encoded anew at every start.
+    clip.TEXT_CACHE = "output/text_features"
+
+    freecp = cfg.MODEL.FREECP = CfgNode()
+    # False: the base method alone, computed as its authors do (METHOD.md section 8).
+    freecp.ENABLED = True
+    # Side of the square windows in pixels of the resized image. 0: the whole image at once.
+    freecp.WINDOW = 384
+    # Pixels from one window to the next. 0: the whole image at once.
+    freecp.STRIDE = 112
+    # The same for the base method alone, where its authors use others. -1: as WINDOW and STRIDE.
+    freecp.BASE_WINDOW = -1
+    freecp.BASE_STRIDE = -1
+    # How many windows (and how many crops) go through CLIP at once.
+    freecp.BATCH_SIZE = 16
+    # False switches a stage off.
+    freecp.REDUNDANCY = True
+    freecp.AMBIGUITY = True
+    # Classes whose consistency is not above this are removed.
+    freecp.REDUNDANCY_THRESHOLD = 0.05
+    # Classes whose refined maps have at least this soft IoU compete for their place.
+    freecp.AMBIGUITY_THRESHOLD = 0.7
+    # True: a component's box reaches the last column and row. False, as published: a box that
+    # touches the right or bottom edge loses its last column or row.
+    freecp.BOX_FULL_EXTENT = False
+    # A JSON file of class -> sentences about it, read by the ambiguity stage. "": the templates.
+    freecp.DESCRIPTIONS = ""
+    # A file of class names (see freecp_d2.data.load_vocabulary) in place of the data set's own.
+    freecp.VOCABULARY = ""
+    # The base method alone, with a scored background: pixels whose best probability is below this.
+    freecp.BACKGROUND_THRESHOLD = 0.5

@@ -1,0 +1,5 @@
+"""Class purification: affinity, refinement, redundancy and ambiguity."""
+
+from .head import PurificationHead, PurifiedMaps
+
+__all__ = ["PurificationHead", "PurifiedMaps"]

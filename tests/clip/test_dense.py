@@ -1,0 +1,182 @@
+"""DenseCLIP against the published vectors, torch's own attention and open_clip's own encoder."""
+
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from freecp_d2.clip import METHODS, DenseCLIP
+
+WHOLE = ("maskclip", "sclip", "clearclip", "gem", "clearclip_background")
+
+
+def small_clip(
+    patch: int = 16, quick_gelu: bool = False, cast_dtype: torch.dtype | None = None, **vision
+) -> open_clip.CLIP:
+    torch.manual_seed(0)
+    return open_clip.CLIP(
+        embed_dim=24,
+        vision_cfg={
+            "image_size": 6 * patch,
+            "layers": 3,
+            "width": 32,
+            "head_width": 16,
+            "patch_size": patch,
+            **vision,
+        },
+        text_cfg={"context_length": 8, "vocab_size": 16, "width": 16, "heads": 2, "layers": 1},
+        quick_gelu=quick_gelu,
+        cast_dtype=cast_dtype,
+    )
+
+
+def images(height: int, width: int, batch: int = 1) -> torch.Tensor:
+    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(7))
+
+
+@pytest.mark.parametrize("case", WHOLE)
+def test_logits_and_attention_are_the_published(case, encoder, inputs, vectors):
+    clip, expected = encoder(case), vectors(case)
+    features = clip(inputs["image"])
+    logits = clip.logit_scale * features.patches @ inputs["text"].T
+    torch.testing.assert_close(logits, expected["dense_logits"], atol=1e-4, rtol=0)
+    cls_logits = clip.logit_scale * features.cls @ inputs["text"].T
+    torch.testing.assert_close(cls_logits, expected["cls_logits"][0], atol=1e-4, rtol=0)
+    attention = expected["attention"][:-1, 1:, 1:].mean(0, keepdim=True)
+    torch.testing.assert_close(features.attention, attention, atol=1e-6, rtol=0)
+    assert features.grid == (8, 10)
+
+
+def test_naclip_features_are_the_published(encoder, inputs, vectors):
+    features = encoder("naclip_features")(inputs["image"])
+    expected = vectors("naclip_features")["patch_features"]
+    torch.testing.assert_close(features.patches, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("patch", [14, 32])
+@pytest.mark.parametrize("quick_gelu", [False, True])
+def test_cls_is_open_clips_own(patch, quick_gelu):
+    model = small_clip(patch, quick_gelu=quick_gelu).eval()
+    x = images(6 * patch, 6 * patch, 2)
+    clip = DenseCLIP(model)
+    expected = model.encode_image(x, normalize=True)
+    torch.testing.assert_close(clip(x).cls, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(clip.encode_cls(x), expected, atol=1e-5, rtol=0)
+
+
+def test_attention_and_vanilla_are_torchs_own():
+    model = small_clip(layers=4).eval()
+    x = images(96, 96, 2)
+    visual = model.visual
+    with torch.no_grad():
+        tokens = visual._embeds(x)
+        recorded = []
+        for block in visual.transformer.resblocks[:-1]:
+            normed = block.ln_1(tokens)
+            recorded.append(block.attn(normed, normed, normed, need_weights=True)[1][:, 1:, 1:])
+            tokens = block(tokens)
+        block = visual.transformer.resblocks[-1]
+        normed = block.ln_1(tokens)
+        z = block.attn(normed, normed, normed, need_weights=False)[0]
+        z = z + block.mlp(block.ln_2(z))
+        patches = F.normalize(visual.ln_post(z)[:, 1:] @ visual.proj, dim=-1)
+    for method in ("vanilla", "clearclip"):
+        features = DenseCLIP(model, method)(x)
+        attention = torch.stack(recorded).mean(0)
+        torch.testing.assert_close(features.attention, attention, atol=1e-6, rtol=0)
+    torch.testing.assert_close(DenseCLIP(model, "vanilla")(x).patches, patches, atol=1e-5, rtol=0)
+
+
+def test_gem_attention_may_average_the_heads():
+    model, x = small_clip(layers=4), images(64, 80)
+    published = DenseCLIP(model, "gem", gem_depth=3)(x)
+    averaged = DenseCLIP(model, "gem", gem_depth=3, gem_head_average=True)(x)
+    torch.testing.assert_close(averaged.patches, published.patches)
+    assert (averaged.attention - published.attention).abs().max() > 1e-4
+    gem_positions_on_the_trained_grid = DenseCLIP(model, "vanilla")(images(96, 96)).attention
+    torch.testing.assert_close(
+        DenseCLIP(model, "gem", gem_depth=3, gem_head_average=True)(images(96, 96)).attention,
+        gem_positions_on_the_trained_grid,
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_batch_is_its_images(method):
+    clip = DenseCLIP(small_clip(layers=4), method, gem_depth=3)
+    x = images(70, 50, 3)
+    together = clip(x)
+    for i in range(3):
+        alone = clip(x[i : i + 1])
+        for name in ("patches", "cls", "attention"):
+            torch.testing.assert_close(
+                getattr(together, name)[i], getattr(alone, name)[0], atol=1e-5, rtol=0
+            )
+
+
+@settings(max_examples=15, deadline=None)
+@given(height=st.integers(16, 130), width=st.integers(16, 130), method=st.sampled_from(METHODS))
+def test_any_size(height, width, method):
+    features = DenseCLIP(small_clip(layers=2), method)(images(height, width))
+    count = (height // 16) * (width // 16)
+    assert features.grid == (height // 16, width // 16)
+    assert features.patches.shape == (1, count, 24)
+    assert features.attention.shape == (1, count, count)
+    torch.testing.assert_close(features.patches.norm(dim=-1), torch.ones(1, count))
+    assert features.attention.sum(-1).max() <= 1 + 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("method", METHODS)
+def test_half_precision_is_close(dtype, method):
+    x = images(64, 80, 2)
+    exact = DenseCLIP(small_clip(), method)(x)
+    model = small_clip(cast_dtype=dtype)
+    model.load_state_dict(small_clip().state_dict())
+    open_clip.convert_weights_to_lp(model, dtype=dtype)
+    half = DenseCLIP(model, method)(x)
+    for name in ("patches", "cls", "attention"):
+        value = getattr(half, name)
+        assert value.dtype == torch.float32
+        tolerance = 10 * torch.finfo(dtype).eps
+        torch.testing.assert_close(value, getattr(exact, name), atol=tolerance, rtol=0)
+
+
+def test_it_stays_frozen():
+    clip = DenseCLIP(small_clip().train()).train()
+    assert not any(module.training for module in clip.modules())
+    assert not any(parameter.requires_grad for parameter in clip.parameters())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "maskclip+"}, "MODEL.CLIP.METHOD"),
+        ({"method": "gem", "gem_depth": 1}, "MODEL.CLIP.GEM_DEPTH"),
+        ({"gaussian_std": 0.0}, "MODEL.CLIP.GAUSSIAN_STD"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        DenseCLIP(small_clip(), **options)
+
+
+@pytest.mark.parametrize(
+    "vision",
+    [
+        {"layers": 1},
+        {"pool_type": "avg"},
+        {"attentional_pool": True},
+        {"qk_norm": True, "block_type": "custom"},
+        {"layers": (1, 1, 1, 1), "width": 16, "patch_size": None},
+    ],
+)
+def test_other_image_towers_are_refused(vision):
+    with pytest.raises(ValueError, match="image tower"):
+        DenseCLIP(small_clip(**vision))
+
+
+def test_an_image_smaller_than_a_patch_is_refused():
+    with pytest.raises(ValueError, match="smaller than a patch"):
+        DenseCLIP(small_clip())(images(15, 40))

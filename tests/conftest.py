@@ -1,0 +1,57 @@
+"""Vectors recorded from the published code, and the small CLIP they were recorded with."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from freecp_d2.clip import DenseCLIP
+
+REFERENCE = Path(__file__).parent / "data" / "reference"
+CASES: dict[str, dict] = json.loads((REFERENCE / "cases.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def inputs() -> dict[str, Tensor]:
+    """Normalised images (1,3,H,W), text and description features (15,32)."""
+    return load_file(REFERENCE / "inputs.safetensors")
+
+
+@pytest.fixture(scope="session")
+def vectors() -> Callable[[str], dict[str, Tensor]]:
+    """The recorded tensors of a case."""
+    return lambda case: load_file(REFERENCE / f"{case}.safetensors")
+
+
+@pytest.fixture(scope="session")
+def cases() -> dict[str, dict]:
+    """What each case is."""
+    return CASES
+
+
+@pytest.fixture
+def reference_clip() -> open_clip.CLIP:
+    """The CLIP of the vectors. They hold no text tower: it keeps its seeded initialisation."""
+    torch.manual_seed(0)
+    model = open_clip.CLIP(**json.loads((REFERENCE / "clip.json").read_text()))
+    missing, unexpected = model.load_state_dict(
+        load_file(REFERENCE / "clip.safetensors"), strict=False
+    )
+    assert not unexpected and not any(key.startswith("visual") for key in missing)
+    return model
+
+
+@pytest.fixture
+def encoder(reference_clip: open_clip.CLIP) -> Callable[[str], DenseCLIP]:
+    """The encoder of a case."""
+
+    def build(case: str) -> DenseCLIP:
+        options = {k: CASES[case][k] for k in ("gem_depth", "gaussian_std") if k in CASES[case]}
+        return DenseCLIP(reference_clip, CASES[case]["method"], **options)
+
+    return build

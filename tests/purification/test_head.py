@@ -1,0 +1,118 @@
+"""PurificationHead against the published vectors."""
+
+import pytest
+import torch
+
+from freecp_d2.clip import DenseFeatures
+from freecp_d2.purification import PurificationHead
+
+WHOLE = ("maskclip", "sclip", "clearclip", "gem", "clearclip_background")
+
+
+def head(case: dict, **options) -> PurificationHead:
+    return PurificationHead(
+        case["redundancy_threshold"], case["ambiguity_threshold"], case["num_background"], **options
+    )
+
+
+@pytest.fixture
+def run(encoder, inputs, cases):
+    """The head's result on a case, with options."""
+
+    def purify(name: str, **options):
+        clip = encoder(name)
+        image = inputs["image"]
+        return head(cases[name], **options)(
+            image, clip(image), inputs["text"], inputs["descriptions"], clip
+        )
+
+    return purify
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_every_stage_is_the_published(name, run, vectors):
+    result, expected = run(name), vectors(name)
+    num_background = expected["probabilities"].shape[1] - result.refined.shape[1]
+    torch.testing.assert_close(result.probabilities, expected["probabilities"], atol=1e-5, rtol=0)
+    refined = expected["refined"][:, num_background:]
+    torch.testing.assert_close(result.refined, refined, atol=1e-4, rtol=0)
+    torch.testing.assert_close(result.consistency[0], expected["consistency"], atol=1e-5, rtol=0)
+    for kept, key in ((result.kept_redundancy, "kept_redundancy"), (result.kept, "kept")):
+        assert kept[0].nonzero()[:, 0].tolist() == expected[key].tolist()
+    torch.testing.assert_close(
+        result.maps, refined * result.kept[..., None, None], atol=1e-4, rtol=0
+    )
+
+
+def test_windows_of_a_batch_do_not_meet(encoder, inputs, cases):
+    clip, case = encoder("clearclip"), cases["clearclip"]
+    image = inputs["image"]
+    batch = torch.cat([image, image.flip(3), image.flip(2) * 0.5])
+    text, descriptions = inputs["text"], inputs["descriptions"]
+    together = head(case)(batch, clip(batch), text, descriptions, clip)
+    for i, window in enumerate(batch):
+        alone = head(case)(window[None], clip(window[None]), text, descriptions, clip)
+        assert together.kept[i].equal(alone.kept[0])
+        torch.testing.assert_close(together.maps[i], alone.maps[0], atol=1e-5, rtol=0)
+
+
+def test_crops_of_all_windows_go_through_clip_together(encoder, inputs, cases, monkeypatch):
+    clip, case = encoder("clearclip"), cases["clearclip"]
+    batch = torch.cat([inputs["image"], inputs["image"].flip(3)])
+    features = clip(batch)
+    sizes = []
+    encode = clip.encode_cls
+    monkeypatch.setattr(clip, "encode_cls", lambda x: sizes.append(tuple(x.shape)) or encode(x))
+    arguments = (batch, features, inputs["text"], inputs["descriptions"], clip)
+    whole = head(case)(*arguments)
+    assert len(sizes) == 1 and sizes[0][0] > 4 and sizes[0][1:] == (3, 112, 112)
+    count = sizes.pop()[0]
+    split = head(case, crop_batch_size=2)(*arguments)
+    assert len(sizes) == -(-count // 2)
+    assert whole.kept.equal(split.kept)
+
+
+def test_each_stage_can_be_switched_off(run):
+    both, without_ambiguity = run("clearclip"), run("clearclip", ambiguity=False)
+    assert without_ambiguity.kept.equal(both.kept_redundancy)
+    assert not both.kept.equal(both.kept_redundancy)
+    without_redundancy = run("clearclip", redundancy=False)
+    assert without_redundancy.kept_redundancy.all() and not without_redundancy.kept.all()
+    neither = run("clearclip", redundancy=False, ambiguity=False)
+    assert neither.kept.all() and neither.maps.equal(neither.refined)
+
+
+def test_full_extent_changes_boxes_at_the_edge(run):
+    assert not run("clearclip").refined.equal(run("clearclip", box_full_extent=True).refined)
+
+
+def test_one_class_alone_is_not_nan(encoder, inputs):
+    clip = encoder("clearclip")
+    image, one = inputs["image"], inputs["text"][:1]
+    result = PurificationHead(0.05, 0.7)(image, clip(image), one, one, clip)
+    assert result.maps.isfinite().all() and result.probabilities.eq(1).all()
+
+
+def test_no_class_is_refused(encoder, inputs):
+    clip = encoder("clearclip")
+    image, text = inputs["image"], inputs["text"][:3]
+    with pytest.raises(ValueError, match="name a class"):
+        PurificationHead(0.05, 0.7, 3)(image, clip(image), text, text, clip)
+
+
+@pytest.mark.parametrize("where", ["patches", "attention", "text", "descriptions"])
+def test_nan_is_refused(where, encoder, inputs):
+    clip = encoder("clearclip")
+    features = clip(inputs["image"])
+    given = {
+        "patches": features.patches.clone(),
+        "attention": features.attention.clone(),
+        "text": inputs["text"].clone(),
+        "descriptions": inputs["descriptions"].clone(),
+    }
+    given[where].flatten()[5] = float("nan")
+    broken = DenseFeatures(given["patches"], features.cls, given["attention"], features.grid)
+    with pytest.raises(ValueError, match="NaN"):
+        PurificationHead(0.05, 0.7)(
+            inputs["image"], broken, given["text"], given["descriptions"], clip
+        )

@@ -1,0 +1,255 @@
+"""FreeCP against the published sliding-window vectors, and METHOD.md steps 7 and 8 by brute force."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+import freecp_d2.meta_arch
+from freecp_d2 import FreeCP
+from freecp_d2.clip import DenseCLIP
+from freecp_d2.data import Vocabulary
+from freecp_d2.meta_arch import patch_padding, windows_of
+from freecp_d2.purification import PurificationHead
+
+MEAN, STD = (122.771, 116.746, 104.094), (68.501, 66.632, 70.323)
+
+
+class StubTokenizer:
+    """The text tower of the vectors' CLIP has 16 tokens: every text is two of them."""
+
+    context_length = 8
+
+    def __call__(self, texts, context_length=8):
+        tokens = torch.zeros(len(texts), context_length, dtype=torch.long)
+        tokens[:, 0] = 14
+        tokens[:, 1] = 15
+        return tokens
+
+
+def build(encoder: DenseCLIP, inputs: dict, case: dict, enabled: bool = True, **options) -> FreeCP:
+    """A model of the vectors' text features."""
+    count, background = len(inputs["text"]), case["num_background"]
+    names = [f"class {i}" for i in range(count)]
+    vocabulary = Vocabulary(
+        tuple((name,) for name in names[background:]), tuple(names[:background])
+    )
+    head = PurificationHead(case["redundancy_threshold"], case["ambiguity_threshold"])
+    arguments = {
+        "encoder": encoder,
+        "tokenizer": StubTokenizer(),
+        "vocabulary": vocabulary,
+        "descriptions": {},
+        "text_cache": None,
+        "head": head if enabled else None,
+        "window": case.get("window", 0),
+        "stride": case.get("stride", 0),
+        "batch_size": 4,
+        "background_threshold": 0.5,
+        "pixel_mean": MEAN,
+        "pixel_std": STD,
+        "input_format": "RGB",
+        **options,
+    }
+    model = FreeCP(**arguments)
+    model.text, model.descriptions = inputs["text"], inputs["descriptions"]
+    return model
+
+
+def as_detectron2(normalised: torch.Tensor, **fields) -> dict:
+    """A Detectron2 input, float 0-255 RGB, of a normalised image (1,3,H,W)."""
+    mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
+    return {"image": normalised[0] * std + mean, **fields}
+
+
+@pytest.fixture
+def model(encoder, inputs, cases):
+    return lambda case, **options: build(encoder(case), inputs, cases[case], **options)
+
+
+@pytest.mark.parametrize("case", ["sliding", "sliding_background"])
+def test_sliding_windows_are_the_published(case, model, inputs, vectors, cases):
+    height, width = cases[case]["output_size"]
+    x = as_detectron2(inputs["large_image"], height=height, width=width)
+    sem_seg = model(case)([x])[0]["sem_seg"]
+    expected = vectors(case)
+    agreement = (sem_seg.argmax(0) == expected["labels"][0]).float().mean()
+    assert agreement >= 0.999
+    torch.testing.assert_close(sem_seg[:, ::4, ::4], expected["sem_seg"], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("case", ["maskclip", "sclip", "clearclip", "gem", "clearclip_background"])
+def test_a_whole_image_is_the_published_maps(case, model, inputs, vectors):
+    x = as_detectron2(inputs["image"])
+    sem_seg = model(case)([x])[0]["sem_seg"]
+    expected = vectors(case)
+    kept, num_classes = expected["kept"], len(expected["consistency"])
+    first = len(inputs["text"]) - num_classes
+    maps = torch.zeros(num_classes, *sem_seg.shape[1:])
+    refined = expected["refined"][:, first:][:, kept]
+    maps[kept] = F.interpolate(refined, sem_seg.shape[1:], mode="bilinear")[0]
+    if first:
+        maps = torch.cat([1 - maps.amax(0, keepdim=True), maps])
+    torch.testing.assert_close(sem_seg, maps, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_uint8_and_bgr_are_the_same_image(enabled, model, inputs):
+    image = as_detectron2(inputs["large_image"])["image"].round().clamp(0, 255)
+    expected = model("sliding", enabled=enabled)([{"image": image}])[0]["sem_seg"]
+    eight_bit = {"image": image.to(torch.uint8)}
+    assert model("sliding", enabled=enabled)([eight_bit])[0]["sem_seg"].equal(expected)
+    bgr = {"image": image.to(torch.uint8).flip(0)}
+    flipped = model("sliding", enabled=enabled, input_format="BGR")
+    assert flipped([bgr])[0]["sem_seg"].equal(expected)
+    assert not model("sliding", enabled=enabled)([bgr])[0]["sem_seg"].equal(expected)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_batch_of_different_sizes_is_its_images(enabled, model, inputs):
+    batch = [
+        as_detectron2(inputs["large_image"], height=90, width=100),
+        as_detectron2(inputs["image"]),
+        as_detectron2(inputs["large_image"].transpose(2, 3)),
+        as_detectron2(inputs["image"][:, :, :40, :1]),
+    ]
+    freecp = model("sliding", enabled=enabled)
+    together = [output["sem_seg"] for output in freecp(batch)]
+    assert together[0].shape == (15, 90, 100) and together[3].shape == (15, 40, 1)
+    for x, sem_seg in zip(batch, together, strict=True):
+        alone = freecp([x])[0]["sem_seg"]
+        torch.testing.assert_close(sem_seg, alone, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("background", [0, 3])
+def test_the_base_method_alone_is_step_8(background, encoder, inputs, cases):
+    clip = encoder("clearclip")
+    case = {**cases["sliding"], "num_background": background, "window": 100, "stride": 44}
+    freecp = build(clip, inputs, case, enabled=False, background_threshold=0.11)
+    image = inputs["large_image"][:, :, :, :150]
+    sem_seg = freecp([as_detectron2(image, height=60, width=70)])[0]["sem_seg"]
+
+    total, count = torch.zeros(15, 181, 150), torch.zeros(181, 150)
+    for top in (0, 44, 81):
+        for left in (0, 44, 50):
+            window = image[:, :, top : top + 100, left : left + 100]
+            features = clip(F.pad(window, (6, 6, 6, 6)))
+            cosine = (features.patches[0] @ inputs["text"].T).T.reshape(1, 15, 7, 7)
+            cosine = F.interpolate(cosine, (112, 112), mode="bilinear")[0, :, 6:106, 6:106]
+            total[:, top : top + 100, left : left + 100] += cosine
+            count[top : top + 100, left : left + 100] += 1
+    cosine = F.interpolate((total / count)[None], (60, 70), mode="bilinear")[0]
+    probabilities = (50 * cosine).softmax(0)
+    if background == 0:
+        torch.testing.assert_close(sem_seg, probabilities, atol=1e-5, rtol=0)
+        return
+    best = torch.cat([probabilities[:3].amax(0, keepdim=True), probabilities[3:]])
+    labels = best.argmax(0)
+    labels[best.amax(0) < 0.11] = 0
+    assert (labels == 0).any() and (labels > 0).any()
+    assert (sem_seg.argmax(0) == labels).float().mean() > 0.999
+
+
+def test_a_class_takes_the_best_of_its_names(model, inputs):
+    x = as_detectron2(inputs["large_image"])
+    for enabled in (True, False):
+        freecp = model("sliding", enabled=enabled)
+        single = freecp([x])[0]["sem_seg"]
+        freecp.vocabulary = Vocabulary((tuple("abcdefgh"), tuple("ijklmno")))
+        freecp.query_class = torch.tensor(freecp.vocabulary.query_class)
+        double = freecp([x])[0]["sem_seg"]
+        assert double.equal(torch.stack([single[:8].amax(0), single[8:].amax(0)]))
+
+
+def test_purified_channels_are_not_upsampled(model, inputs, monkeypatch):
+    channels = []
+    upsample = freecp_d2.meta_arch.upsample
+    monkeypatch.setattr(
+        freecp_d2.meta_arch,
+        "upsample",
+        lambda maps, size: channels.append(len(maps)) or upsample(maps, size),
+    )
+    sem_seg = model("sliding")([as_detectron2(inputs["large_image"])])[0]["sem_seg"]
+    *windows, final = channels
+    assert final == int(sem_seg.flatten(1).any(1).sum()) < 15
+    assert max(windows) <= final
+
+
+def test_when_nothing_is_left_the_map_is_zero(model, inputs):
+    freecp = model("sliding")
+    freecp.head.redundancy_threshold = 1.0
+    assert not freecp([as_detectron2(inputs["large_image"])])[0]["sem_seg"].any()
+    freecp = model("sliding_background")
+    freecp.head.redundancy_threshold = 1.0
+    sem_seg = freecp([as_detectron2(inputs["large_image"])])[0]["sem_seg"]
+    assert sem_seg[0].eq(1).all() and not sem_seg[1:].any()
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_an_image_of_one_pixel(enabled, model):
+    pixel = torch.full((3, 1, 1), 200, dtype=torch.uint8)
+    sem_seg = model("sliding", enabled=enabled)([{"image": pixel, "height": 2, "width": 3}])
+    assert sem_seg[0]["sem_seg"].shape == (15, 2, 3) and sem_seg[0]["sem_seg"].isfinite().all()
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_nan_names_the_file(enabled, model, inputs):
+    good = as_detectron2(inputs["large_image"], file_name="good.png")
+    bad = as_detectron2(inputs["image"].clone(), file_name="bad.png")
+    bad["image"][0, 3, 3] = float("nan")
+    with pytest.raises(ValueError, match="bad.png: NaN"):
+        model("sliding", enabled=enabled)([good, bad])
+
+
+def test_a_wrong_shape_names_the_file(model):
+    with pytest.raises(ValueError, match="gray.png: .*shape"):
+        model("sliding")([{"image": torch.zeros(32, 32), "file_name": "gray.png"}])
+
+
+@pytest.mark.parametrize(
+    ("option", "key"),
+    [
+        ({"input_format": "L"}, "INPUT.FORMAT"),
+        ({"window": -1}, "MODEL.FREECP.WINDOW"),
+        ({"stride": -8}, "MODEL.FREECP.STRIDE"),
+        ({"batch_size": 0}, "MODEL.FREECP.BATCH_SIZE"),
+    ],
+)
+def test_bad_options_name_the_key(option, key, model):
+    with pytest.raises(ValueError, match=key):
+        model("sliding", **option)
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 200), st.integers(1, 200))
+def test_windows_are_as_published(height, width, window, stride):
+    stride = min(stride, window)
+    windows = windows_of(0, (height, width), window, stride)
+    grids = [max(side - window + stride - 1, 0) // stride + 1 for side in (height, width)]
+    assert len(windows) == math.prod(grids)
+    expected = []
+    for row in range(grids[0]):
+        for column in range(grids[1]):
+            bottom, right = min(row * stride + window, height), min(column * stride + window, width)
+            expected.append((max(bottom - window, 0), bottom, max(right - window, 0), right))
+    found = [(w.rows.start, w.rows.stop, w.columns.start, w.columns.stop) for w in windows]
+    assert found == expected
+    covered = torch.zeros(height, width)
+    for w in windows:
+        covered[w.rows, w.columns] += 1
+    assert covered.min() >= 1
+
+
+@pytest.mark.parametrize(("window", "stride"), [(0, 16), (64, 0), (0, 0), (500, 100)])
+def test_whole_image(window, stride):
+    (one,) = windows_of(3, (90, 120), window, stride)
+    assert (one.image, one.size) == (3, (90, 120))
+
+
+@given(st.integers(1, 100), st.integers(1, 100))
+def test_padding_makes_whole_patches(height, width):
+    left, right, top, bottom = patch_padding((height, width), (16, 14))
+    assert (height + top + bottom) % 16 == 0 and (width + left + right) % 14 == 0
+    assert 0 <= right - left <= 1 and 0 <= bottom - top <= 1 and right + left < 14
