@@ -62,7 +62,7 @@ $(INSTALLED): requirements.lock requirements-detectron2.lock pyproject.toml
 	    rm -rf $(VENV)/detectron2; \
 	    $(PIP) install --quiet --require-hashes --no-deps --only-binary=:all: --python-version 3.10 \
 	        --target $(VENV)/detectron2 -r requirements-detectron2.lock; \
-	    mv $(VENV)/detectron2/sal_detectron2-*.dist-info $(VENV)/detectron2/detectron2 "$$site"; \
+	    mv $(VENV)/detectron2/detectron2 $(VENV)/detectron2/sal_detectron2-*.dist-info "$$site"; \
 	    rm -rf $(VENV)/detectron2; \
 	fi
 	$(PIP) install --quiet --no-deps --no-build-isolation -e .

@@ -4,7 +4,7 @@ from detectron2.config import CfgNode
 
 
 def add_freecp_config(cfg: CfgNode) -> None:
-    """Add FreeCP's keys to a Detectron2 config, and CLIP's pixel statistics to Detectron2's own keys."""
+    """Add FreeCP's keys to a Detectron2 config, and give Detectron2's own the values CLIP needs."""
     # RGB, 0-255. The model wants this order whatever INPUT.FORMAT says about the images.
     cfg.MODEL.PIXEL_MEAN = [122.771, 116.746, 104.094]
     cfg.MODEL.PIXEL_STD = [68.501, 66.632, 70.323]

@@ -258,7 +258,7 @@ class FreeCP(nn.Module):
             yield self._by_class(upsample(merged.mean(), size), self.query_class[kept])
 
     def _by_class(self, maps: Tensor, classes: Tensor) -> Tensor:
-        """(K, H, W) scores from maps (S, H, W) of the surviving queries, whose classes are given."""
+        """(K, H, W) scores from maps (S, H, W) of surviving queries, whose classes are given."""
         num_classes = len(self.vocabulary.classes)
         background = int(self.vocabulary.num_background > 0)
         sem_seg = maps.new_zeros(background + num_classes, *maps.shape[1:])

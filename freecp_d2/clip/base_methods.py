@@ -1,4 +1,4 @@
-"""An open_clip ViT block by block, and its last block as each base method reads it (METHOD.md step 1).
+"""An open_clip ViT block by block, its last one as each base method reads it (METHOD.md step 1).
 
 ``maskclip``, ``sclip``, ``clearclip``, ``naclip`` and ``vanilla`` take the last
 ``ResidualAttentionBlock`` and the tokens that enter it, (B, 1+N, W) with the CLS token first, and
@@ -35,7 +35,7 @@ def embed(
 def positional_embedding(
     visual: VisionTransformer, grid: tuple[int, int], antialias: bool = False
 ) -> Tensor:
-    """The positional embedding (1+N, W) of a grid (h, w), resampled if it is not the trained one."""
+    """The positional embedding (1+N, W), resampled unless (h, w) is the trained grid."""
     position = visual.positional_embedding
     if grid == visual.grid_size:
         return position

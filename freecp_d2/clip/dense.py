@@ -1,4 +1,4 @@
-"""DenseCLIP: patch features, CLS embedding and patch-to-patch attention of a frozen open_clip ViT."""
+"""DenseCLIP: patch features, CLS embedding and attention of a frozen open_clip ViT."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -164,9 +164,7 @@ def _require_plain_vit(visual: nn.Module) -> None:
         )
     blocks = visual.transformer.resblocks
     if visual.attn_pool is not None or visual.pool_type != "tok" or visual.final_ln_after_pool:
-        raise ValueError(
-            "the image tower pools its tokens; a ViT that reads its CLS token is needed"
-        )
+        raise ValueError("the image tower pools its tokens; use a ViT that reads its CLS token")
     if len(blocks) < 2:
         raise ValueError("the image tower has one block; at least 2 are needed for an affinity")
     if any(

@@ -39,9 +39,8 @@ def test_every_stage_is_the_published(name, run, vectors):
     torch.testing.assert_close(result.consistency[0], expected["consistency"], atol=1e-5, rtol=0)
     for kept, key in ((result.kept_redundancy, "kept_redundancy"), (result.kept, "kept")):
         assert kept[0].nonzero()[:, 0].tolist() == expected[key].tolist()
-    torch.testing.assert_close(
-        result.maps, refined * result.kept[..., None, None], atol=1e-4, rtol=0
-    )
+    maps = refined * result.kept[..., None, None]
+    torch.testing.assert_close(result.maps, maps, atol=1e-4, rtol=0)
 
 
 def test_windows_of_a_batch_do_not_meet(encoder, inputs, cases):

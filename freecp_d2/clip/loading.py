@@ -1,0 +1,261 @@
+"""A CLIP by name or config file, with weights that are never unpickled beyond tensors."""
+
+import difflib
+import json
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import open_clip
+import torch
+from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+PRECISIONS: dict[str, torch.dtype] = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+}
+WEIGHT_SUFFIXES: tuple[str, ...] = (".safetensors", ".pt", ".pth", ".bin")
+_OPENAI_EXTRAS = ("input_resolution", "context_length", "vocab_size")
+_FOREIGN_TOWERS = ("custom_text", "multimodal_cfg", "hf_model_name", "timm_model_name")
+
+
+class Tokenizer(Protocol):
+    """Any of open_clip's tokenizers."""
+
+    def __call__(self, texts: list[str], context_length: int | None = None) -> Tensor:
+        """Token ids (len(texts), context_length) int64, cut or padded to that length."""
+
+
+def load_clip(
+    name: str,
+    pretrained: str,
+    precision: str = "auto",
+    device: str | torch.device = "cpu",
+) -> tuple[open_clip.CLIP, Tokenizer]:
+    """A frozen CLIP in eval mode and its tokenizer.
+
+    A tag that was trained with QuickGELU (openai, metaclip, dfn, ...) is run with it, whether or
+    not the model's name says so. A file of weights says nothing about it: there the name
+    (ViT-B-16-quickgelu) or the config's `quick_gelu` decides.
+
+    Args:
+        name: an open_clip model name, or the path of an open_clip model config (.json).
+        pretrained: an open_clip tag of that name, or the path of a state dict (.safetensors, .pt,
+            .pth or .bin), bare or under the key `state_dict`, with or without `module.` in front
+            of its keys, in any float type.
+        precision: fp32, fp16, bf16, or auto: fp16 on CUDA and fp32 elsewhere. As open_clip means
+            them: matrix weights are converted, LayerNorms and embeddings stay float32.
+        device: where the model goes.
+
+    Raises:
+        FileNotFoundError: a config or weights that do not exist, or cannot be downloaded.
+        ValueError: an unknown name, tag or precision; a config that is no CLIP's; weights that are
+            damaged, hold more than tensors, or do not fit the model.
+    """
+    device = torch.device(device)
+    dtype = _dtype(precision, device)
+    config = _config_of_file(Path(name)) if name.endswith(".json") else _config_of_name(name)
+    _require_own_towers(name, config)
+    path, quick_gelu = _weights(name, pretrained)
+    if quick_gelu:
+        config["quick_gelu"] = True
+    model = _build(name, config, dtype)
+    state = _read_state_dict(path)
+    _require_fit(name, path, model.state_dict(), state)
+    model.load_state_dict(state)
+    if dtype != torch.float32:
+        open_clip.convert_weights_to_lp(model, dtype)
+    return model.to(device).eval().requires_grad_(False), _tokenizer(config["text_cfg"])
+
+
+def _dtype(precision: str, device: torch.device) -> torch.dtype:
+    if precision == "auto":
+        precision = "fp16" if device.type == "cuda" else "fp32"
+    if precision not in PRECISIONS:
+        raise ValueError(
+            f"MODEL.CLIP.PRECISION is {precision!r}; choose one of auto, {', '.join(PRECISIONS)}"
+        )
+    return PRECISIONS[precision]
+
+
+def _config_of_name(name: str) -> dict[str, Any]:
+    known = open_clip.list_models()
+    if name not in known:
+        close = difflib.get_close_matches(name, known) or ["ViT-B-16", "ViT-B-32", "ViT-L-14"]
+        raise ValueError(
+            f"MODEL.CLIP.NAME {name!r} is no open_clip model; did you mean {', '.join(close)}? "
+            "Or give the path of a model config that ends in .json"
+        )
+    return open_clip.get_model_config(name)
+
+
+def _config_of_file(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"MODEL.CLIP.NAME: there is no file {path}; check the path")
+    try:
+        config = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(
+            f"MODEL.CLIP.NAME: {path} is not JSON ({error}); give an open_clip model config"
+        ) from None
+    if isinstance(config, dict):
+        config = config.get("model_cfg", config)  # as in the open_clip_config.json of model hubs
+    if not (
+        isinstance(config, dict)
+        and isinstance(config.get("embed_dim"), int)
+        and isinstance(config.get("vision_cfg"), dict)
+        and isinstance(config.get("text_cfg"), dict)
+    ):
+        raise ValueError(
+            f"MODEL.CLIP.NAME: {path} is no open_clip model config; it must have embed_dim, "
+            "vision_cfg and text_cfg"
+        )
+    return config
+
+
+def _require_own_towers(name: str, config: dict[str, Any]) -> None:
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    foreign = [key for key in _FOREIGN_TOWERS if any(c.get(key) for c in (config, vision, text))]
+    if foreign:
+        raise ValueError(
+            f"MODEL.CLIP.NAME {name} has towers that are not CLIP's own ({', '.join(foreign)}); "
+            "choose a ViT such as ViT-B-16"
+        )
+
+
+def _weights(name: str, pretrained: str) -> tuple[Path, bool]:
+    """The file of the weights, and whether they are known to be trained with QuickGELU."""
+    if not pretrained:
+        raise ValueError(
+            "MODEL.CLIP.PRETRAINED is empty; give an open_clip tag or the path of a state dict"
+        )
+    path = Path(pretrained)
+    if path.suffix in WEIGHT_SUFFIXES:
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"MODEL.CLIP.PRETRAINED: there is no file {path}; check the path"
+            )
+        return path, False
+    tag = open_clip.get_pretrained_cfg(name, pretrained)
+    if not tag:
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        raise ValueError(
+            f"MODEL.CLIP.PRETRAINED {pretrained!r} is no tag of {name} "
+            f"(it has {', '.join(tags) or 'none'}); choose one, or give the path of a state dict "
+            f"that ends in {', '.join(WEIGHT_SUFFIXES)}"
+        )
+    try:
+        path = Path(open_clip.download_pretrained(tag))
+    except (OSError, RuntimeError) as error:
+        raise FileNotFoundError(
+            f"MODEL.CLIP.PRETRAINED: {pretrained} of {name} cannot be downloaded; go online once, "
+            f"or give the path of a state dict ({_first_line(error)})"
+        ) from error
+    return path, tag.get("quick_gelu", False)
+
+
+def _build(name: str, config: dict[str, Any], dtype: torch.dtype) -> open_clip.CLIP:
+    # Not by open_clip.create_model: that takes a config file only through the process-wide
+    # registry of names, where a file may hide a model that is called the same.
+    try:
+        return open_clip.CLIP(**config, cast_dtype=dtype)
+    except (TypeError, ValueError, ArithmeticError, AssertionError, RuntimeError) as error:
+        raise ValueError(
+            f"MODEL.CLIP.NAME: no CLIP can be built from {name}; correct it ({_first_line(error)})"
+        ) from error
+
+
+def _read_state_dict(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file by open_clip's keys."""
+    state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    if isinstance(state, Mapping):
+        state = state.get("state_dict", state)
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(
+            f"MODEL.CLIP.PRETRAINED: {path} is no state dict; save model.state_dict() of an "
+            "open_clip CLIP"
+        )
+    named = {str(key).removeprefix("module."): value for key, value in state.items()}
+    return {key: value for key, value in named.items() if key not in _OPENAI_EXTRAS}
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(
+            f"MODEL.CLIP.PRETRAINED: {path} is damaged; fetch it again ({_first_line(error)})"
+        ) from error
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        zipped = zipfile.is_zipfile(path)
+        torchscript = zipped and _is_torchscript(path)
+        if not torchscript:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"MODEL.CLIP.PRETRAINED: {path} is damaged, or a pickle with more than tensors in it, "
+            "which is never run; save its state dict as .safetensors"
+        ) from error
+    except Exception as error:  # damaged bytes make torch's reader fail in any way
+        raise ValueError(
+            f"MODEL.CLIP.PRETRAINED: {path} is damaged; fetch it again ({_first_line(error)})"
+        ) from error
+    raise ValueError(
+        f"MODEL.CLIP.PRETRAINED: {path} is a TorchScript archive, which holds code; give its "
+        "open_clip tag, or save torch.jit.load(...).state_dict() as .safetensors"
+    )
+
+
+def _is_torchscript(path: Path) -> bool:
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def _require_fit(
+    name: str, path: Path, wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]
+) -> None:
+    missing = [key for key in wanted if key not in found]
+    unexpected = [key for key in found if key not in wanted]
+    reshaped = [key for key in wanted if key in found and wanted[key].shape != found[key].shape]
+    faults = []
+    if missing:
+        faults.append(f"{len(missing)} missing (first {missing[0]})")
+    if unexpected:
+        faults.append(f"{len(unexpected)} unexpected (first {unexpected[0]})")
+    if reshaped:
+        key = reshaped[0]
+        faults.append(
+            f"{len(reshaped)} of another shape (first {key}: {tuple(found[key].shape)} in place of "
+            f"{tuple(wanted[key].shape)})"
+        )
+    if faults:
+        raise ValueError(
+            f"MODEL.CLIP.PRETRAINED: {path} does not fit MODEL.CLIP.NAME {name}; of its keys "
+            f"{', '.join(faults)}; give the weights of that model"
+        )
+
+
+def _tokenizer(text: dict[str, Any]) -> Tokenizer:
+    options = text.get("tokenizer_kwargs") or {}
+    length = text.get("context_length", open_clip.CLIPTextCfg.context_length)
+    if text.get("hf_tokenizer_name"):
+        return HFTokenizer(
+            text["hf_tokenizer_name"],
+            context_length=length,
+            tokenizer_mode=text.get("tokenizer_mode"),
+            **options,
+        )
+    return SimpleTokenizer(context_length=length, **options)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0] or type(error).__name__

@@ -1,0 +1,202 @@
+"""Text features of names and descriptions (METHOD.md step 0), kept on disk between starts."""
+
+import hashlib
+import json
+import logging
+import uuid
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import trange
+
+from .loading import Tokenizer
+
+_TENSOR = "text_features"
+logger = logging.getLogger(__name__)
+
+
+def template_sentences(names: Sequence[str]) -> list[list[str]]:
+    """The 80 OpenAI ImageNet templates filled with each name: one list of sentences a name."""
+    return [[fill(name) for fill in open_clip.OPENAI_IMAGENET_TEMPLATES] for name in names]
+
+
+@torch.no_grad()
+def encode_sentences(
+    model: open_clip.CLIP,
+    tokenizer: Tokenizer,
+    sentences: Sequence[Sequence[str]],
+    batch_size: int = 256,
+) -> Tensor:
+    """One feature an entry: the normalised mean of its sentences' normalised embeddings.
+
+    A sentence that occurs several times is encoded once.
+
+    Args:
+        model: encodes on its own device and in its own precision; the rest is float32.
+        sentences: Q entries of at least one sentence each.
+        batch_size: how many sentences go through the text tower at once.
+
+    Returns:
+        (Q, D) float32 of unit length, on the CPU.
+
+    Raises:
+        ValueError: an entry without sentences, a sentence that does not fit into the model's
+            context (nothing is encoded then), or one whose embedding is not finite.
+    """
+    for index, entry in enumerate(sentences):
+        if not entry:
+            raise ValueError(f"entry {index} of the texts has no sentence; give it at least one")
+    unique = list(dict.fromkeys(chain.from_iterable(sentences)))
+    if not unique:
+        return torch.zeros(0, model.visual.output_dim)
+    tokens = _tokenize(tokenizer, unique, model.context_length)
+    batches = []
+    for start in trange(0, len(unique), batch_size, desc="encoding text", unit="batch"):
+        batch = tokens[start : start + batch_size].to(model.logit_scale.device)
+        batches.append(F.normalize(model.encode_text(batch).float(), dim=-1).cpu())
+    features = torch.cat(batches)
+    broken = (~features.isfinite().all(dim=1)).nonzero().flatten().tolist()
+    if broken:
+        raise ValueError(
+            f"NaN or infinity in the text feature of {unique[broken[0]]!r}; check the weights "
+            "(MODEL.CLIP.PRETRAINED), or use MODEL.CLIP.PRECISION fp32"
+        )
+    position = {sentence: index for index, sentence in enumerate(unique)}
+    means = [features[[position[sentence] for sentence in entry]].mean(0) for entry in sentences]
+    return F.normalize(torch.stack(means), dim=-1)
+
+
+def cached_text_features(
+    model: open_clip.CLIP,
+    tokenizer: Tokenizer,
+    sentences: Sequence[Sequence[str]],
+    cache_dir: str | Path | None,
+) -> Tensor:
+    """:func:`encode_sentences`, or what it gave for the same text tower and texts before.
+
+    Features lie in `cache_dir`/<key>.safetensors. The key is a hash of whatever they depend on:
+    the text tower's weights and make, the tokens and the texts in their order. Several processes
+    may write at once: each file appears whole. A damaged one is replaced, with a warning.
+
+    Args:
+        cache_dir: None: nothing is kept.
+
+    Returns:
+        (Q, D) float32 of unit length, on the CPU.
+
+    Raises:
+        ValueError: as :func:`encode_sentences`.
+        OSError: `cache_dir` cannot be read or written.
+    """
+    if cache_dir is None:
+        return encode_sentences(model, tokenizer, sentences)
+    path = Path(cache_dir) / f"{_cache_key(model, tokenizer, sentences)}.safetensors"
+    if path.exists():
+        try:
+            return load_file(path)[_TENSOR]
+        except (SafetensorError, KeyError) as error:
+            logger.warning("%s is damaged and will be replaced (%s)", path, error)
+    features = encode_sentences(model, tokenizer, sentences)
+    _write(path, features)
+    return features
+
+
+def description_features(
+    model: open_clip.CLIP,
+    tokenizer: Tokenizer,
+    names: Sequence[str],
+    descriptions: Mapping[str, Sequence[str]],
+    template_features: Tensor,
+    cache_dir: str | Path | None,
+) -> Tensor:
+    """Features of what the queries look like, for the ambiguity stage (METHOD.md step 6).
+
+    Args:
+        names: Q queries.
+        descriptions: name -> sentences about it. Names that are no query do not matter.
+        template_features: (Q, D), taken for queries without sentences; a warning names those.
+        cache_dir: see :func:`cached_text_features`.
+
+    Returns:
+        (Q, D) of template_features' dtype and device, of unit length.
+
+    Raises:
+        ValueError, OSError: as :func:`cached_text_features`.
+    """
+    without = [name for name in names if not descriptions.get(name)]
+    if without:
+        logger.warning(
+            "no descriptions of %s: the ambiguity stage takes their template features",
+            ", ".join(without),
+        )
+    features = template_features.clone()
+    described = [index for index, name in enumerate(names) if descriptions.get(name)]
+    if described:
+        sentences = [descriptions[names[index]] for index in described]
+        own = cached_text_features(model, tokenizer, sentences, cache_dir)
+        features[described] = own.to(features)
+    return features
+
+
+def _tokenize(tokenizer: Tokenizer, sentences: list[str], context_length: int) -> Tensor:
+    """Token ids (S, context_length) of sentences that all fit."""
+    # open_clip cuts long sentences silently. With one position to spare, those that fit, and no
+    # others, leave padding there.
+    tokens = tokenizer(["", *sentences], context_length=context_length + 1)
+    padding, *last = tokens[:, -1].tolist()
+    for sentence, token in zip(sentences, last, strict=True):
+        if token != padding:
+            raise ValueError(
+                f"{sentence!r} has {_count_tokens(tokenizer, sentence)} tokens and CLIP's context "
+                f"holds {context_length}; shorten the class name or the description"
+            )
+    return tokens[1:, :-1].contiguous()
+
+
+def _count_tokens(tokenizer: Tokenizer, sentence: str) -> int:
+    ample = 8 + 4 * len(sentence.encode())
+    tokens = tokenizer([sentence], context_length=ample)[0]
+    return int((tokens != tokens[-1]).nonzero().max()) + 1
+
+
+def _cache_key(
+    model: open_clip.CLIP, tokenizer: Tokenizer, sentences: Sequence[Sequence[str]]
+) -> str:
+    """SHA-256 of all that :func:`encode_sentences` reads."""
+    digest = hashlib.sha256()
+    tower = chain(model.named_parameters(), model.named_buffers())
+    for name, tensor in tower:
+        if not name.startswith(("visual.", "logit_")):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            flat = tensor.detach().cpu().contiguous().flatten()
+            digest.update(flat.view(torch.uint8).numpy())
+    # What the weights do not show: activations, heads, pooling, and the tokenizer by its output.
+    modules = list(model.transformer.modules())
+    make = [
+        repr(model.transformer),
+        repr(model.ln_final),
+        [module.num_heads for module in modules if hasattr(module, "num_heads")],
+        [model.text_pool_type, model.text_eos_id],
+        type(tokenizer).__name__,
+        tokenizer([entry[0] for entry in sentences], model.context_length).tolist(),
+        [list(entry) for entry in sentences],
+    ]
+    digest.update(json.dumps(make).encode())
+    return digest.hexdigest()
+
+
+def _write(path: Path, features: Tensor) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{uuid.uuid4().hex}.part")
+    try:
+        save_file({_TENSOR: features.contiguous()}, part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,141 @@
+"""Reading and resizing the images that are segmented."""
+
+import copy
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data.detection_utils import _apply_exif_orientation, check_image_size
+from detectron2.utils.file_io import PathManager
+from PIL import Image, UnidentifiedImageError
+
+
+class InferenceMapper:
+    """Detectron2's dict of an image on disk -> what the model takes.
+
+    Unlike Detectron2's own mapper it resizes as the published figures were made, with OpenCV's
+    bilinear interpolation.
+
+    Args:
+        min_size, max_size: as in :func:`resize_shortest_edge`.
+        image_format: RGB or BGR.
+
+    Raises:
+        ValueError: an argument out of range.
+    """
+
+    @configurable
+    def __init__(self, *, min_size: int, max_size: int, image_format: str):
+        if image_format not in ("RGB", "BGR"):
+            raise ValueError(f"INPUT.FORMAT is {image_format!r}; choose RGB or BGR")
+        if min_size < 0 or max_size < 1:
+            raise ValueError(
+                f"INPUT.MIN_SIZE_TEST is {min_size} and INPUT.MAX_SIZE_TEST {max_size}; choose at "
+                "least 0 and 1"
+            )
+        self.min_size = min_size
+        self.max_size = max_size
+        self.image_format = image_format
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """The constructor's arguments from a config."""
+        return {
+            "min_size": cfg.INPUT.MIN_SIZE_TEST,
+            "max_size": cfg.INPUT.MAX_SIZE_TEST,
+            "image_format": cfg.INPUT.FORMAT,
+        }
+
+    def __call__(self, dataset_dict: dict) -> dict:
+        """A copy of `dataset_dict` with `image`, (3, H, W) uint8, and without annotations.
+
+        `height` and `width`, the image's size before it was resized, are set where missing.
+
+        Raises:
+            FileNotFoundError, ValueError: see :func:`read_image`; also when the image's size is
+                not the given `height` and `width`.
+        """
+        dataset_dict = copy.deepcopy(dataset_dict)
+        dataset_dict.pop("annotations", None)
+        dataset_dict.pop("sem_seg_file_name", None)
+        image = read_image(dataset_dict["file_name"], self.image_format)
+        check_image_size(dataset_dict, image)
+        image = resize_shortest_edge(image, self.min_size, self.max_size)
+        dataset_dict["image"] = torch.from_numpy(image.transpose(2, 0, 1).copy())
+        return dataset_dict
+
+
+def read_image(path: str | os.PathLike, format: str = "RGB") -> np.ndarray:
+    """Read an image of any of Pillow's integer modes, turned as its EXIF data say.
+
+    Transparency is dropped; of 16 bits the upper 8 are kept.
+
+    Args:
+        path: a file, or what else Detectron2's PathManager resolves.
+        format: channel order, RGB or BGR.
+
+    Returns:
+        (H, W, 3) uint8.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is corrupt, truncated, not an image, or holds floats.
+        PIL.Image.DecompressionBombError: it has more pixels than Pillow allows.
+    """
+    with open_image(path) as image:
+        image = _apply_exif_orientation(image)
+        if image.mode == "F":
+            raise ValueError("it holds floats, whose range is unknown")
+        image = np.asarray(_to_eight_bits(image).convert("RGB"))
+    return image[:, :, ::-1] if format == "BGR" else image
+
+
+@contextmanager
+def open_image(path: str | os.PathLike) -> Iterator[Image.Image]:
+    """Open an image file; whatever goes wrong inside becomes a one-line error that names it.
+
+    Raises:
+        FileNotFoundError, ValueError, PIL.Image.DecompressionBombError: see :func:`read_image`.
+    """
+    try:
+        with PathManager.open(os.fspath(path), "rb") as file:
+            Image.open(file).verify()  # a PNG's checksums, which reading ignores
+            file.seek(0)
+            yield Image.open(file)
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{path}: no such file; check the data set's root (DETECTRON2_DATASETS)"
+        ) from None
+    except UnidentifiedImageError:
+        raise ValueError(f"{path}: not an image that Pillow knows; replace the file") from None
+    except Image.DecompressionBombError as error:
+        raise Image.DecompressionBombError(f"{path}: {error} Make the image smaller.") from None
+    except Exception as error:  # Pillow's decoders raise whatever they stumble over
+        raise ValueError(f"{path}: not a readable image ({error}); replace the file") from error
+
+
+def resize_shortest_edge(image: np.ndarray, min_size: int, max_size: int) -> np.ndarray:
+    """Resize (H, W, C) uint8 bilinearly, without antialiasing, keeping the aspect ratio.
+
+    Args:
+        min_size: length of the short side; 0 returns the image as it is.
+        max_size: the long side gets no longer than this.
+    """
+    if min_size == 0:
+        return image
+    height, width = image.shape[:2]
+    scale = min(max_size / max(height, width), min_size / min(height, width))
+    size = max(int(width * scale + 0.5), 1), max(int(height * scale + 0.5), 1)
+    return cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    """Pillow's convert() would clip 16 bits and warn of transparency in palettes."""
+    if image.mode.startswith("I"):
+        return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    return image.convert("RGBA") if "transparency" in image.info else image

@@ -1,0 +1,141 @@
+"""Boxes around the connected components of class maps."""
+
+import cv2
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ._checks import require_shape
+
+
+def box_mask_composite(maps: Tensor, threshold: float = 0.4, full_extent: bool = False) -> Tensor:
+    foreground = _foreground("box_mask", maps, threshold).flatten(0, 1)
+    inside = foreground[:, None]
+    y = torch.arange(maps.shape[-2], dtype=torch.float32, device=maps.device)[:, None]
+    x = torch.arange(maps.shape[-1], dtype=torch.float32, device=maps.device)
+    extents = torch.stack(torch.broadcast_tensors(-x, -y, x, y))
+    # Every pixel takes over the extents of its neighbours until a component agrees on its box.
+    extents, previous = torch.where(inside, extents, -torch.inf), None
+    while previous is None or not torch.equal(extents, previous):
+        previous = extents
+        extents = torch.where(inside, F.max_pool2d(extents, 3, 1, 1), -torch.inf)
+    owner, row, column = foreground.nonzero(as_tuple=True)
+    left, top, right, bottom = extents[owner, :, row, column].long().unbind(1)
+    mask = _paint(foreground, owner, -left, -top, right + 1, bottom + 1, full_extent)
+    return mask.view(maps.shape).to(maps.dtype)
+
+
+_op = torch.library.custom_op("freecp::box_mask", box_mask_composite, mutates_args=())
+
+
+@_op.register_kernel("cpu")
+def _cpu(maps: Tensor, threshold: float = 0.4, full_extent: bool = False) -> Tensor:
+    if maps.numel() == 0:
+        return maps.new_zeros(maps.shape)
+    foreground = _foreground("box_mask", maps, threshold).flatten(0, 1)
+    # All maps in one tall image, an empty row after each, so that OpenCV labels them in one call.
+    image = F.pad(foreground.view(torch.uint8), (0, 0, 0, 1))
+    stats = cv2.connectedComponentsWithStats(image.flatten(0, 1).numpy(), connectivity=8)[2]
+    x, y, width, height, _ = torch.from_numpy(stats[1:]).long().unbind(1)
+    owner = y // image.shape[1]
+    y = y % image.shape[1]
+    mask = _paint(foreground, owner, x, y, x + width, y + height, full_extent)
+    return mask.view(maps.shape).to(maps.dtype)
+
+
+@_op.register_fake
+def _fake(maps: Tensor, threshold: float = 0.4, full_extent: bool = False) -> Tensor:
+    return maps.new_empty(maps.shape)
+
+
+def box_mask(maps: Tensor, threshold: float = 0.4, full_extent: bool = False) -> Tensor:
+    """Union of the boxes around a map's connected components (METHOD.md step 4).
+
+    A map is quantised to floor(255 * map), pixels strictly above int(threshold * maximum) are kept,
+    and their 8-connected regions are boxed.
+
+    Args:
+        maps: (B, C, h, w) floating, in [0, 1].
+        threshold: in [0, 1], a fraction of each map's maximum.
+        full_extent: False: a box that touches the right or bottom edge loses its last column or
+            row, as published. True: it keeps them.
+
+    Returns:
+        (B, C, h, w) of the same dtype, 1 inside a box and 0 elsewhere. A map below 1/255 everywhere
+        has no box.
+
+    Raises:
+        ValueError: `maps` is not (B, C, h, w) floating, or a map (NaN included) or `threshold` is
+            outside of [0, 1].
+    """
+    require_shape("box_mask", "maps", maps, "B", "C", "h", "w")
+    return torch.ops.freecp.box_mask(maps, threshold, full_extent)
+
+
+def component_boxes(maps: Tensor, threshold: float = 0.4, full_extent: bool = False) -> Tensor:
+    """The boxes themselves, one per contour (METHOD.md steps 4 and 6). Not an operator.
+
+    Args:
+        maps: (M, h, w) floating, in [0, 1], on any device.
+        threshold: in [0, 1], a fraction of each map's maximum.
+        full_extent: see :func:`box_mask`.
+
+    Returns:
+        (K, 5) int64 on the CPU: index of the map, x0, y0, x1, y1 with x1 and y1 exclusive. By map,
+        then in OpenCV's order of contours, those of holes among them. Without `full_extent` a box
+        can have no width or no height.
+
+    Raises:
+        ValueError: `maps` is not (M, h, w) floating, or a map (NaN included) or `threshold` is
+            outside of [0, 1].
+    """
+    require_shape("component_boxes", "maps", maps, "M", "h", "w")
+    foreground = _foreground("component_boxes", maps, threshold)
+    boxes = []
+    for owner, image in enumerate(foreground.view(torch.uint8).cpu().numpy()):
+        contours, _ = cv2.findContours(image, cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
+        for x, y, width, height in map(cv2.boundingRect, contours):
+            boxes.append((owner, x, y, x + width, y + height))
+    result = torch.tensor(boxes, dtype=torch.int64, device="cpu").view(-1, 5)
+    right, bottom = _last_edge(foreground, full_extent)
+    result[:, 3].clamp_(max=right)
+    result[:, 4].clamp_(max=bottom)
+    return result
+
+
+def _foreground(op: str, maps: Tensor, threshold: float) -> Tensor:
+    """Pixels whose quantised value is above the threshold, bool and contiguous."""
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"{op}: threshold must be in [0, 1], got {threshold}")
+    if not ((maps >= 0) & (maps <= 1)).all():
+        raise ValueError(f"{op}: maps must be in [0, 1], but hold NaN or a value outside of it")
+    quantised = (255 * maps.float()).to(torch.uint8)
+    peak = quantised.amax(dim=(-2, -1), keepdim=True)
+    return (quantised > (threshold * peak.double()).to(torch.uint8)).contiguous()
+
+
+def _last_edge(foreground: Tensor, full_extent: bool) -> tuple[int, int]:
+    """The largest x1 and y1 that a box can have."""
+    height, width = foreground.shape[-2:]
+    return (width, height) if full_extent else (width - 1, height - 1)
+
+
+def _paint(
+    foreground: Tensor,
+    owner: Tensor,
+    x0: Tensor,
+    y0: Tensor,
+    x1: Tensor,
+    y1: Tensor,
+    full_extent: bool,
+) -> Tensor:
+    """Union of boxes on maps (M, h, w) as bool: running sums over +1 and -1 at the corners."""
+    maps, height, width = foreground.shape
+    right, bottom = _last_edge(foreground, full_extent)
+    x1, y1 = x1.clamp(max=right), y1.clamp(max=bottom)
+    corners = torch.zeros(maps, height + 1, width + 1, dtype=torch.int32, device=foreground.device)
+    one = corners.new_ones(len(owner))
+    index = (owner.repeat(4), torch.cat((y0, y1, y0, y1)), torch.cat((x0, x1, x1, x0)))
+    corners.index_put_(index, torch.cat((one, one, -one, -one)), accumulate=True)
+    cover = corners.cumsum(1, dtype=torch.int32).cumsum(2, dtype=torch.int32)
+    return cover[:, :height, :width] > 0

@@ -1,0 +1,307 @@
+"""load_clip: names, config files, formats of weights, precisions, and what it refuses."""
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from open_clip.tokenizer import SimpleTokenizer
+from open_clip.transformer import LayerNormFp32, QuickGELU
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from freecp_d2.clip.loading import load_clip
+
+CONFIG: dict = {
+    "embed_dim": 8,
+    "vision_cfg": {
+        "image_size": 32,
+        "layers": 2,
+        "width": 16,
+        "head_width": 8,
+        "patch_size": 16,
+    },
+    "text_cfg": {"context_length": 40, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+}
+
+
+class Touch:
+    """Unpickled, it creates a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def seeded(**options) -> open_clip.CLIP:
+    torch.manual_seed(0)
+    return open_clip.CLIP(**CONFIG, **options)
+
+
+@pytest.fixture(scope="module")
+def state() -> dict[str, Tensor]:
+    return {key: value.clone() for key, value in seeded().state_dict().items()}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    path = tmp_path / "tiny.json"
+    path.write_text(json.dumps(CONFIG))
+    return str(path)
+
+
+@pytest.fixture
+def weights(tmp_path: Path, state: dict[str, Tensor]) -> str:
+    path = tmp_path / "tiny.safetensors"
+    save_file(state, path)
+    return str(path)
+
+
+@pytest.fixture
+def tagged(monkeypatch: pytest.MonkeyPatch, weights: str) -> None:
+    """open_clip's names have the tiny config, and its tags the tiny weights."""
+    monkeypatch.setattr(open_clip, "get_model_config", lambda name: json.loads(json.dumps(CONFIG)))
+    monkeypatch.setattr(open_clip, "download_pretrained", lambda tag: weights)
+
+
+def refusal(kind: type[Exception], call: Callable[[], object]) -> str:
+    """The line that `call` fails with."""
+    with pytest.raises(kind) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def legacy(state: dict, path: Path) -> None:
+    torch.save(state, path, _use_new_zipfile_serialization=False)
+
+
+@pytest.mark.parametrize(
+    ("file", "save"),
+    [
+        ("w.safetensors", save_file),
+        ("w.pt", torch.save),
+        ("w.pth", legacy),
+        ("w.bin", lambda state, path: torch.save({"state_dict": state, "epoch": 3}, path)),
+        (
+            "w.pt",
+            lambda state, path: torch.save({f"module.{k}": v for k, v in state.items()}, path),
+        ),
+        (
+            "w.safetensors",
+            lambda state, path: save_file({**state, "context_length": torch.tensor(40)}, path),
+        ),
+    ],
+    ids=["safetensors", "pt", "legacy", "wrapped", "module", "openai"],
+)
+def test_every_format_gives_the_weights(file, save, tmp_path, state, config):
+    save(state, tmp_path / file)
+    model, tokenizer = load_clip(config, str(tmp_path / file))
+    assert all(value.equal(state[key]) for key, value in model.state_dict().items())
+    assert not model.training and not any(p.requires_grad for p in model.parameters())
+    assert tokenizer(["a cat"]).shape == (1, 40)
+    assert type(tokenizer) is SimpleTokenizer
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.float16])
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [
+        ("auto", torch.float32),
+        ("fp32", torch.float32),
+        ("fp16", torch.float16),
+        ("bf16", torch.bfloat16),
+    ],
+)
+def test_precisions_are_those_of_open_clip(precision, dtype, stored, tmp_path, state, config):
+    path = tmp_path / "w.safetensors"
+    stored_state = {key: value.to(stored) for key, value in state.items()}
+    save_file(stored_state, path)
+    model, _ = load_clip(config, str(path), precision)
+    expected = seeded(cast_dtype=dtype)
+    expected.load_state_dict(stored_state)
+    if dtype != torch.float32:
+        open_clip.convert_weights_to_lp(expected, dtype)
+    for key, value in expected.state_dict().items():
+        assert model.state_dict()[key].dtype == value.dtype
+        assert model.state_dict()[key].equal(value)
+    assert model.visual.conv1.weight.dtype == model.text_projection.dtype == dtype
+    norms = [module for module in model.modules() if isinstance(module, nn.LayerNorm)]
+    assert all(norm.weight.dtype == torch.float32 for norm in norms)
+    if dtype != torch.float32:
+        assert all(isinstance(norm, LayerNormFp32) for norm in norms)
+    tokens = torch.ones(1, 40, dtype=torch.long)
+    assert model.encode_text(tokens).dtype == dtype
+    assert model.encode_image(torch.ones(1, 3, 32, 32, dtype=dtype)).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("name", "tag", "quick"),
+    [
+        ("ViT-B-32", "openai", True),
+        ("ViT-B-16", "openai", True),
+        ("ViT-L-14", "OpenAI", True),
+        ("ViT-B-16", "metaclip_400m", True),
+        ("ViT-B-16", "dfn2b", True),
+        ("ViT-B-16", "laion2b_s34b_b88k", False),
+    ],
+)
+def test_tags_run_with_the_activation_they_were_trained_with(tagged, name, tag, quick, state):
+    model, _ = load_clip(name, tag)
+    activations = {type(m) for m in model.modules() if isinstance(m, QuickGELU | nn.GELU)}
+    assert activations == {QuickGELU if quick else nn.GELU}
+    expected = seeded(quick_gelu=quick).eval().requires_grad_(False)
+    expected.load_state_dict(state)
+    image, tokens = torch.rand(1, 3, 32, 32), torch.arange(40)[None]
+    assert model.encode_image(image).equal(expected.encode_image(image))
+    assert model.encode_text(tokens).equal(expected.encode_text(tokens))
+
+
+def test_a_file_of_weights_leaves_the_activation_to_the_name(tagged, weights):
+    model, _ = load_clip("ViT-B-16", weights)
+    assert not any(isinstance(module, QuickGELU) for module in model.modules())
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_config_files_quick_gelu_counts(wrapped, tmp_path, weights):
+    content = {**CONFIG, "quick_gelu": True}
+    path = tmp_path / "quick.json"
+    path.write_text(json.dumps({"model_cfg": content} if wrapped else content))
+    registered = open_clip.list_models()
+    model, _ = load_clip(str(path), weights)
+    assert not any(isinstance(module, nn.GELU) for module in model.modules())
+    assert open_clip.list_models() == registered
+
+
+def test_an_unknown_name_is_answered_with_close_ones():
+    line = refusal(ValueError, lambda: load_clip("ViT-B/16", "openai"))
+    assert "MODEL.CLIP.NAME 'ViT-B/16'" in line and "ViT-B-16" in line
+
+
+def test_an_unknown_tag_is_answered_with_the_tags(config):
+    line = refusal(ValueError, lambda: load_clip("ViT-L-14-336", "laion"))
+    assert "MODEL.CLIP.PRETRAINED 'laion'" in line and "(it has openai)" in line
+    line = refusal(ValueError, lambda: load_clip(config, "openai"))
+    assert "MODEL.CLIP.PRETRAINED 'openai'" in line and "it has none" in line
+
+
+def test_no_weights_no_model(config, tmp_path, monkeypatch):
+    assert "MODEL.CLIP.PRETRAINED is empty" in refusal(ValueError, lambda: load_clip(config, ""))
+    missing = str(tmp_path / "missing.pt")
+    assert missing in refusal(FileNotFoundError, lambda: load_clip(config, missing))
+
+    def offline(tag):
+        raise FileNotFoundError("Failed to download.\nNo network.")
+
+    monkeypatch.setattr(open_clip, "download_pretrained", offline)
+    line = refusal(FileNotFoundError, lambda: load_clip("ViT-B-16", "openai"))
+    assert "openai of ViT-B-16 cannot be downloaded" in line
+
+
+@pytest.mark.parametrize("name", ["ViT-B-16-SigLIP", "roberta-ViT-B-32", "coca_ViT-B-32"])
+def test_other_towers_are_refused_before_any_download(name, monkeypatch):
+    monkeypatch.setattr(open_clip, "download_pretrained", None)
+    line = refusal(ValueError, lambda: load_clip(name, "openai"))
+    assert f"MODEL.CLIP.NAME {name} has towers that are not CLIP's own" in line
+
+
+def test_an_unknown_precision(config, weights):
+    line = refusal(ValueError, lambda: load_clip(config, weights, "half"))
+    assert "MODEL.CLIP.PRECISION is 'half'" in line
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"{", "is not JSON"),
+        (b"\xff\xfe\xfd", "is not JSON"),
+        (b"[1]", "embed_dim, vision_cfg and text_cfg"),
+        (b'{"embed_dim": 8, "vision_cfg": {}}', "embed_dim, vision_cfg and text_cfg"),
+        (json.dumps({**CONFIG, "depth": 3}).encode(), "depth"),
+        (json.dumps({**CONFIG, "vision_cfg": {"breadth": 3}}).encode(), "breadth"),
+        (json.dumps({**CONFIG, "vision_cfg": {"head_width": 0}}).encode(), "by zero"),
+        (json.dumps({**CONFIG, "custom_text": True}).encode(), "custom_text"),
+        (
+            json.dumps({**CONFIG, "vision_cfg": {"timm_model_name": "vit"}}).encode(),
+            "timm_model_name",
+        ),
+    ],
+)
+def test_a_bad_config_file_is_named(content, said, tmp_path, weights):
+    path = tmp_path / "bad.json"
+    path.write_bytes(content)
+    line = refusal(ValueError, lambda: load_clip(str(path), weights))
+    assert "MODEL.CLIP.NAME" in line and str(path) in line and said in line
+
+
+def test_a_missing_config_file_is_named(tmp_path, weights):
+    path = str(tmp_path / "missing.json")
+    line = refusal(FileNotFoundError, lambda: load_clip(path, weights))
+    assert "MODEL.CLIP.NAME" in line and path in line
+
+
+@pytest.mark.parametrize(
+    "save",
+    [
+        lambda content, path: torch.save(content, path),
+        legacy,
+        lambda content, path: path.write_bytes(pickle.dumps(content, protocol=2)),
+    ],
+    ids=["zip", "legacy", "pickle"],
+)
+def test_code_in_a_pickle_is_refused_and_not_run(save, tmp_path, state, config):
+    path, touched = tmp_path / "code.pt", tmp_path / "touched"
+    save({**state, "extra": Touch(touched)}, path)
+    line = refusal(ValueError, lambda: load_clip(config, str(path)))
+    assert not touched.exists()
+    assert "MODEL.CLIP.PRETRAINED" in line and str(path) in line and ".safetensors" in line
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # torch.jit is deprecated
+def test_torchscript_is_refused(tmp_path, config):
+    path = tmp_path / "jit.pt"
+    torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)).save(path)
+    line = refusal(ValueError, lambda: load_clip(config, str(path)))
+    assert str(path) in line and "TorchScript" in line
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("damage", ["empty", "noise", "cut", "text"])
+def test_damaged_weights_are_named(suffix, damage, tmp_path, state, config):
+    path = tmp_path / f"w{suffix}"
+    (save_file if suffix == ".safetensors" else torch.save)(state, path)
+    whole = path.read_bytes()
+    noise = torch.randint(256, (5000,), generator=torch.manual_seed(1)).tolist()
+    path.write_bytes(
+        {"empty": b"", "noise": bytes(noise), "cut": whole[: len(whole) // 2], "text": b"<html>"}[
+            damage
+        ]
+    )
+    line = refusal(ValueError, lambda: load_clip(config, str(path)))
+    assert "MODEL.CLIP.PRETRAINED" in line and str(path) in line and "damaged" in line
+
+
+@pytest.mark.parametrize("content", [[1.0], {"model": {"a": torch.ones(1)}}, torch.ones(2)])
+def test_a_file_of_something_else_is_no_state_dict(content, tmp_path, config):
+    path = tmp_path / "w.pt"
+    torch.save(content, path)
+    line = refusal(ValueError, lambda: load_clip(config, str(path)))
+    assert f"{path} is no state dict" in line
+
+
+def test_weights_that_do_not_fit_are_counted(tmp_path, state, config):
+    path = tmp_path / "w.safetensors"
+    other = {key: value for key, value in state.items() if not key.startswith("visual.ln_post")}
+    other["head.weight"] = torch.ones(1)
+    other["visual.proj"] = torch.ones(3, 4)
+    save_file(other, path)
+    line = refusal(ValueError, lambda: load_clip(config, str(path)))
+    assert str(path) in line and config in line
+    assert "2 missing (first visual.ln_post.weight)" in line
+    assert "1 unexpected (first head.weight)" in line
+    assert "1 of another shape (first visual.proj: (3, 4) in place of (16, 8))" in line
