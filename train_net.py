@@ -81,6 +81,11 @@ def main(args: argparse.Namespace) -> dict:
     results = Trainer.test(cfg, Trainer.build_model(cfg))
     if comm.is_main_process():
         verify_results(cfg, results)
+    if comm.get_world_size() > 1:
+        # With GLOO, a rank that leaves its process group alive may abort at exit, and launch()
+        # then kills the others, rank 0 perhaps before it has written the results.
+        comm.synchronize()
+        torch.distributed.destroy_process_group()
     return results
 
 

@@ -193,8 +193,8 @@ class FreeCP(nn.Module):
         """
         images = [self._normalize(x) for x in batched_inputs]
         sizes = [
-            (x.get("height", image.shape[1]), x.get("width", image.shape[2]))
-            for x, image in zip(batched_inputs, images, strict=True)
+            (x.get("height", x["image"].shape[1]), x.get("width", x["image"].shape[2]))
+            for x in batched_inputs
         ]
         segment = self._base_method if self.head is None else self._purified
         return [{"sem_seg": sem_seg} for sem_seg in segment(images, sizes, batched_inputs)]
@@ -262,7 +262,7 @@ class FreeCP(nn.Module):
         num_classes = len(self.vocabulary.classes)
         background = int(self.vocabulary.num_background > 0)
         sem_seg = maps.new_zeros(background + num_classes, *maps.shape[1:])
-        sem_seg.index_reduce_(0, background + classes, maps, "amax")
+        _maximum_per_class(sem_seg, background + classes, maps)
         if background:
             sem_seg[0] = 1 - maps.amax(dim=0) if len(maps) else 1.0
         return sem_seg
@@ -294,9 +294,7 @@ class FreeCP(nn.Module):
         sem_seg = probabilities.new_zeros(
             background + len(self.vocabulary.classes), *probabilities.shape[1:]
         )
-        sem_seg.index_reduce_(
-            0, background + self.query_class, probabilities[num_background:], "amax"
-        )
+        _maximum_per_class(sem_seg, background + self.query_class, probabilities[num_background:])
         if background:
             sem_seg[0] = probabilities[:num_background].amax(dim=0)
             sem_seg[0].masked_fill_(sem_seg.amax(dim=0) < self.background_threshold, 1.0)
@@ -355,6 +353,11 @@ def upsample(maps: Tensor, size: Sequence[int]) -> Tensor:
     batched = maps if maps.ndim == 4 else maps[None]
     batched = F.interpolate(batched, tuple(size), mode="bilinear", align_corners=False)
     return batched if maps.ndim == 4 else batched[0]
+
+
+def _maximum_per_class(sem_seg: Tensor, channels: Tensor, maps: Tensor) -> None:
+    """Raise channels of sem_seg (K, H, W) to the maps (S, H, W) that belong to them, in place."""
+    sem_seg.scatter_reduce_(0, channels[:, None, None].expand_as(maps), maps, "amax")
 
 
 def _configured_vocabulary(cfg: CfgNode) -> Vocabulary:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import freecp_d2.meta_arch
@@ -224,7 +224,8 @@ def test_bad_options_name_the_key(option, key, model):
         model("sliding", **option)
 
 
-@given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 200), st.integers(1, 200))
+@settings(deadline=None)
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(8, 200), st.integers(8, 200))
 def test_windows_are_as_published(height, width, window, stride):
     stride = min(stride, window)
     windows = windows_of(0, (height, width), window, stride)

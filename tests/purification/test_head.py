@@ -72,12 +72,12 @@ def test_crops_of_all_windows_go_through_clip_together(encoder, inputs, cases, m
 
 
 def test_each_stage_can_be_switched_off(run):
-    both, without_ambiguity = run("clearclip"), run("clearclip", ambiguity=False)
+    both, without_ambiguity = run("maskclip"), run("maskclip", ambiguity=False)
     assert without_ambiguity.kept.equal(both.kept_redundancy)
     assert not both.kept.equal(both.kept_redundancy)
-    without_redundancy = run("clearclip", redundancy=False)
+    without_redundancy = run("maskclip", redundancy=False)
     assert without_redundancy.kept_redundancy.all() and not without_redundancy.kept.all()
-    neither = run("clearclip", redundancy=False, ambiguity=False)
+    neither = run("maskclip", redundancy=False, ambiguity=False)
     assert neither.kept.all() and neither.maps.equal(neither.refined)
 
 
