@@ -101,10 +101,14 @@ class FreeCP(nn.Module):
         self.set_vocabulary(vocabulary, descriptions)
 
     @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """The constructor's arguments from a config with :func:`add_freecp_config`'s keys."""
+    def from_config(cls, cfg: CfgNode, vocabulary: Vocabulary | None = None) -> dict[str, Any]:
+        """The constructor's arguments from a config with :func:`add_freecp_config`'s keys.
+
+        Args:
+            vocabulary: in place of the config's.
+        """
         clip, freecp = cfg.MODEL.CLIP, cfg.MODEL.FREECP
-        vocabulary = _configured_vocabulary(cfg)
+        vocabulary = vocabulary or _configured_vocabulary(cfg)
         descriptions = load_descriptions(freecp.DESCRIPTIONS) if freecp.DESCRIPTIONS else {}
         model, tokenizer = load_clip(clip.NAME, clip.PRETRAINED, clip.PRECISION, cfg.MODEL.DEVICE)
         encoder = DenseCLIP(
@@ -147,7 +151,7 @@ class FreeCP(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the model lives; images are moved there."""
-        return self.pixel_mean.device
+        return self.get_buffer("pixel_mean").device
 
     def set_vocabulary(
         self, vocabulary: Vocabulary, descriptions: Mapping[str, Sequence[str]] | None = None

@@ -91,8 +91,8 @@ def read_image(path: str | os.PathLike, format: str = "RGB") -> np.ndarray:
         image = _apply_exif_orientation(image)
         if image.mode == "F":
             raise ValueError("it holds floats, whose range is unknown")
-        image = np.asarray(_to_eight_bits(image).convert("RGB"))
-    return image[:, :, ::-1] if format == "BGR" else image
+        pixels = np.asarray(_to_eight_bits(image).convert("RGB"))
+    return pixels[:, :, ::-1] if format == "BGR" else pixels
 
 
 @contextmanager

@@ -20,7 +20,7 @@ def load_label_map(path: str | os.PathLike, dtype: type = int) -> np.ndarray:
         ValueError: the file is corrupt, or has several channels.
     """
     with open_image(path) as image:
-        labels = np.array(image, dtype=dtype)
+        labels: np.ndarray = np.array(image, dtype=dtype)
     if labels.ndim != 2:
         raise ValueError(
             f"{path}: shape {labels.shape}; a label map has one channel of class ids, so convert it"

@@ -85,8 +85,8 @@ def save_bars(scores: dict[str, tuple[float, float]], path: Path) -> None:
         axes.bar_label(axes.bar(x + shift, values, 0.4, label=label), fmt="%.1f")
     axes.set_xticks(x, list(scores))
     axes.set_ylabel(f"mIoU on {DATASET}, %")
-    axes.margins(y=0.15)
-    axes.legend(loc="lower right")
+    axes.margins(y=0.25)
+    axes.legend(loc="upper center", ncols=2)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 

@@ -171,7 +171,7 @@ def _paste(
     left, top = middle - wide // 2, bottom - tall if not hangs else bottom - tall // 2
 
     if not hangs and randint(rng, 0, 1):
-        flat = opacity.resize((wide, max(2, tall // 4))).transpose(Image.FLIP_TOP_BOTTOM)
+        flat = opacity.resize((wide, max(2, tall // 4))).transpose(Image.Transpose.FLIP_TOP_BOTTOM)
         shadow = flat.point([v * 2 // 5 for v in range(256)])
         image.paste((20, 20, 25), (left + randint(rng, -wide // 6, wide // 6), bottom - 2), shadow)
     image.paste(sprite, (left, top), opacity)

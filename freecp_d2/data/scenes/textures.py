@@ -27,9 +27,10 @@ def choose(rng: Rng, options):
 def jitter(rng: Rng, color: Color, amount: int) -> Color:
     """`color` with up to `amount` added to or taken from the whole and from each channel."""
     common = randint(rng, -amount, amount)
-    return tuple(
+    red, green, blue = (
         min(255, max(0, c + common + randint(rng, -amount // 2, amount // 2))) for c in color
     )
+    return red, green, blue
 
 
 def noise(rng: Rng, size: Size, cell: Size) -> Image.Image:
@@ -37,7 +38,7 @@ def noise(rng: Rng, size: Size, cell: Size) -> Image.Image:
     (width, height), (cell_x, cell_y) = size, cell
     shape = (height // cell_y + 2, width // cell_x + 2)
     grid = rng.integers(0, 256, shape, dtype=np.uint8)
-    return Image.fromarray(grid).resize(size, Image.BICUBIC)
+    return Image.fromarray(grid).resize(size, Image.Resampling.BICUBIC)
 
 
 def level(mask: Image.Image, low: int, high: int) -> Image.Image:
@@ -61,12 +62,13 @@ def gradient(size: Size, rng: Rng, jitter_by: int = 0) -> Image.Image:
     start, end = randint(rng, 0, jitter_by), 255 - randint(rng, 0, jitter_by)
     height = size[1]
     ramp = [start + (end - start) * y // max(1, height - 1) for y in range(height)]
-    return Image.fromarray(np.array(ramp, np.uint8)[:, None]).resize(size, Image.NEAREST)
+    return Image.fromarray(np.array(ramp, np.uint8)[:, None]).resize(size, Image.Resampling.NEAREST)
 
 
 def shade(color: Color, percent: int) -> Color:
     """`color` made darker (below 100) or lighter (above)."""
-    return tuple(min(255, c * percent // 100) for c in color)
+    red, green, blue = (min(255, c * percent // 100) for c in color)
+    return red, green, blue
 
 
 def dots(rng: Rng, image: Image.Image, count: int, radius: tuple[int, int], colors) -> None:
