@@ -1,5 +1,5 @@
 # make demo    evaluate base methods and FreeCP on the embedded benchmark; table on screen, pictures in output/demo
-# make test    run the tests            make bench   time the operators
+# make test    run the tests            make bench   time FreeCP against bare CLIP
 # make lint    ruff and mypy            make lock    write requirements.lock anew
 #
 # Each sets up .venv first, once. BASE_PYTHON=/path/to/python chooses the interpreter (3.11 or later) it is made of.
@@ -22,7 +22,7 @@ test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n auto --maxprocesses 8
 
 bench: $(INSTALLED)
-	$(PYTHON) -m pytest tests/benchmarks -q -s
+	$(PYTHON) tests/benchmarks/floor.py
 
 lint: $(INSTALLED)
 	$(PYTHON) -m ruff check

@@ -11,6 +11,10 @@ import os
 import runpy
 import sys
 
+# Before torch is loaded. Its threads otherwise spin while they wait for each other, which makes
+# everything some ten times slower as soon as another process wants one of the cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog, build_detection_test_loader
