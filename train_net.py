@@ -16,14 +16,14 @@ import sys
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from freecp_d2 import add_freecp_config
+from freecp_d2 import load_config
 from freecp_d2.data.mapper import InferenceMapper
 from freecp_d2.evaluation import MeanIoUEvaluator
 
@@ -56,18 +56,9 @@ class Trainer(DefaultTrainer):
 
 def setup(args: argparse.Namespace) -> CfgNode:
     """The frozen config of the command line, with logging set up."""
-    cfg = get_cfg()
-    add_freecp_config(cfg)
-    cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.opts)
-    fall_back = cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available()
-    if fall_back:
-        cfg.MODEL.DEVICE = "cpu"
-    cfg.freeze()
+    cfg = load_config(args.config_file, args.opts)
     default_setup(cfg, args)
-    logger = setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="freecp_d2")
-    if fall_back:
-        logger.info("No CUDA device found: MODEL.DEVICE is cpu")
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="freecp_d2")
     return cfg
 
 

@@ -1,7 +1,7 @@
 """FreeCP: training-free class purification for open-vocabulary semantic segmentation."""
 
 from . import data, ops
-from .config import add_freecp_config
+from .config import add_freecp_config, load_config
 from .meta_arch import FreeCP
 
-__all__ = ["FreeCP", "add_freecp_config", "data", "ops"]
+__all__ = ["FreeCP", "add_freecp_config", "data", "load_config", "ops"]

@@ -1,6 +1,12 @@
 """Every config key of FreeCP, its default and its meaning."""
 
-from detectron2.config import CfgNode
+import logging
+from collections.abc import Sequence
+
+import torch
+from detectron2.config import CfgNode, get_cfg
+
+log = logging.getLogger(__name__)
 
 
 def add_freecp_config(cfg: CfgNode) -> None:
@@ -60,3 +66,20 @@ def add_freecp_config(cfg: CfgNode) -> None:
     freecp.VOCABULARY = ""
     # The base method alone, with a scored background: pixels whose best probability is below this.
     freecp.BACKGROUND_THRESHOLD = 0.5
+
+
+def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
+    """The frozen config of a command line; without a CUDA device, "cuda" becomes "cpu" and is said.
+
+    Args:
+        opts: KEY VALUE pairs that override the file.
+    """
+    cfg = get_cfg()
+    add_freecp_config(cfg)
+    cfg.merge_from_file(config_file)
+    cfg.merge_from_list(list(opts))
+    if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
+        log.warning("No CUDA device found: MODEL.DEVICE is cpu")
+        cfg.MODEL.DEVICE = "cpu"
+    cfg.freeze()
+    return cfg

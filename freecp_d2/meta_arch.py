@@ -234,13 +234,13 @@ class FreeCP(nn.Module):
                 if pad:
                     pixels = F.pad(pixels, patch_padding(size, self.encoder.patch_size))
                 features = self.encoder(pixels)
-                for window, patches in zip(batch, features.patches, strict=True):
-                    if not patches.isfinite().all():
-                        raise ValueError(
-                            f"{_name(inputs[window.image])}: NaN or infinity in its CLIP features; "
-                            "check the image, the weights (MODEL.CLIP.PRETRAINED), or use "
-                            "MODEL.CLIP.PRECISION fp32"
-                        )
+                finite = features.patches.isfinite().flatten(1).all(dim=1).tolist()
+                if not all(finite):
+                    broken = inputs[batch[finite.index(False)].image]
+                    raise ValueError(
+                        f"{_name(broken)}: NaN or infinity in its CLIP features; check the image, "
+                        "the weights (MODEL.CLIP.PRETRAINED), or use MODEL.CLIP.PRECISION fp32"
+                    )
                 yield batch, pixels, features
 
     def _purified(
@@ -259,17 +259,21 @@ class FreeCP(nn.Module):
             merged = WindowMean(int(kept.sum()), image)
             for window, own, maps in parts:
                 merged.add(window, upsample(maps, window.size), position[own])
-            yield self._by_class(upsample(merged.mean(), size), self.query_class[kept])
+            maps = upsample(merged.mean(), size)
+            sem_seg = self._by_class(maps, self.query_class[kept])
+            if self.vocabulary.num_background:
+                sem_seg[0] = 1 - maps.amax(dim=0) if len(maps) else 1.0
+            yield sem_seg
 
     def _by_class(self, maps: Tensor, classes: Tensor) -> Tensor:
-        """(K, H, W) scores from maps (S, H, W) of surviving queries, whose classes are given."""
-        num_classes = len(self.vocabulary.classes)
+        """(K, H, W) maxima of maps (S, H, W) of at least 0, whose classes (S,) are given.
+
+        Channels without a map are zero, and so is the background's, where there is one.
+        """
         background = int(self.vocabulary.num_background > 0)
-        sem_seg = maps.new_zeros(background + num_classes, *maps.shape[1:])
-        _maximum_per_class(sem_seg, background + classes, maps)
-        if background:
-            sem_seg[0] = 1 - maps.amax(dim=0) if len(maps) else 1.0
-        return sem_seg
+        count = background + len(self.vocabulary.classes)
+        channels = (background + classes)[:, None, None].expand_as(maps)
+        return maps.new_zeros(count, *maps.shape[1:]).scatter_reduce_(0, channels, maps, "amax")
 
     def _base_method(
         self, images: list[Tensor], sizes: list[tuple[int, int]], inputs: list[dict]
@@ -294,12 +298,8 @@ class FreeCP(nn.Module):
         """(K, H, W) scores from cosine similarities (Q, H, W)."""
         probabilities = (BASE_TEMPERATURE * similarity).softmax(dim=0)
         num_background = self.vocabulary.num_background
-        background = int(num_background > 0)
-        sem_seg = probabilities.new_zeros(
-            background + len(self.vocabulary.classes), *probabilities.shape[1:]
-        )
-        _maximum_per_class(sem_seg, background + self.query_class, probabilities[num_background:])
-        if background:
+        sem_seg = self._by_class(probabilities[num_background:], self.query_class)
+        if num_background:
             sem_seg[0] = probabilities[:num_background].amax(dim=0)
             sem_seg[0].masked_fill_(sem_seg.amax(dim=0) < self.background_threshold, 1.0)
         return sem_seg
@@ -357,11 +357,6 @@ def upsample(maps: Tensor, size: Sequence[int]) -> Tensor:
     batched = maps if maps.ndim == 4 else maps[None]
     batched = F.interpolate(batched, tuple(size), mode="bilinear", align_corners=False)
     return batched if maps.ndim == 4 else batched[0]
-
-
-def _maximum_per_class(sem_seg: Tensor, channels: Tensor, maps: Tensor) -> None:
-    """Raise channels of sem_seg (K, H, W) to the maps (S, H, W) that belong to them, in place."""
-    sem_seg.scatter_reduce_(0, channels[:, None, None].expand_as(maps), maps, "amax")
 
 
 def _configured_vocabulary(cfg: CfgNode) -> Vocabulary:

@@ -14,28 +14,14 @@ from pathlib import Path
 import cv2
 import matplotlib
 import numpy as np
-import torch
-from detectron2.config import CfgNode, get_cfg
 from detectron2.data import Metadata
 from detectron2.utils.logger import setup_logger
 from detectron2.utils.visualizer import Visualizer
 from tqdm import tqdm
 
-from freecp_d2 import FreeCP, add_freecp_config
+from freecp_d2 import FreeCP, load_config
 from freecp_d2.data import Vocabulary
 from freecp_d2.data.mapper import InferenceMapper, read_image
-
-
-def setup(args: argparse.Namespace) -> CfgNode:
-    """The frozen config of the command line."""
-    cfg = get_cfg()
-    add_freecp_config(cfg)
-    cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.opts)
-    if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"
-    cfg.freeze()
-    return cfg
 
 
 def save_png(path: Path, image: np.ndarray) -> None:
@@ -63,7 +49,7 @@ def main() -> None:
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs")
     args = parser.parse_args()
     setup_logger(name="freecp_d2")
-    cfg = setup(args)
+    cfg = load_config(args.config_file, args.opts)
     classes = [name.strip() for name in args.classes.split(",")]
     model = FreeCP(cfg, vocabulary=Vocabulary.from_names(classes)).to(cfg.MODEL.DEVICE).eval()
     mapper = InferenceMapper(cfg)
