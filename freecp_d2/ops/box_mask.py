@@ -3,9 +3,116 @@
 import cv2
 import torch
 import torch.nn.functional as F
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from ._checks import require_shape
+
+
+@triton.jit
+def _box_mask_kernel(
+    maps,
+    scratch,
+    out,
+    height,
+    width,
+    THRESHOLD: tl.constexpr,
+    FULL_EXTENT: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+):
+    """A program labels the components of one map, boxes them and paints the boxes.
+
+    `scratch` has four planes a map: labels (later the corners of boxes), and by label the left,
+    right and bottom edge of its component. A component's label is its first pixel, so that its top
+    edge is that pixel's row.
+    """
+    size = height * width
+    index = tl.program_id(0).to(tl.int64)
+    labels = scratch + 4 * index * size
+    lefts, rights, bottoms = labels + size, labels + 2 * size, labels + 3 * size
+    rows = tl.arange(0, BLOCK_ROWS)[:, None]
+    columns = tl.arange(0, BLOCK_COLUMNS)[None, :]
+    inside = (rows < height) & (columns < width)
+    pixels = rows * width + columns
+
+    values = tl.load(maps + index * size + pixels, inside, 0).to(tl.float32)
+    valid = tl.min(((values >= 0) & (values <= 1)).to(tl.int32))
+    quantised = (255 * values).to(tl.int32)
+    peak = tl.max(quantised).to(tl.float64)
+    foreground = inside & (quantised > (tl.full((), THRESHOLD, tl.float64) * peak).to(tl.int32))
+
+    tl.store(labels + pixels, tl.where(foreground, pixels, size), inside)
+    tl.store(lefts + pixels, width, inside)
+    tl.store(rights + pixels, 0, inside)
+    tl.store(bottoms + pixels, 0, inside)
+    tl.debug_barrier()
+    label = pixels
+    changed = 1
+    while changed > 0:
+        # A label that sees a lower one beside any of its pixels points to it, then pixels take
+        # over what their labels point to, until every component has one label.
+        label = tl.load(labels + pixels, foreground, size)
+        lowest = label
+        for down in tl.static_range(-1, 2):
+            for right in tl.static_range(-1, 2):
+                y, x = rows + down, columns + right
+                near = foreground & (y >= 0) & (y < height) & (x >= 0) & (x < width)
+                lowest = tl.minimum(lowest, tl.load(labels + y * width + x, near, size))
+        tl.debug_barrier()
+        tl.atomic_min(labels + label, lowest, foreground & (lowest < label), sem="relaxed")
+        tl.debug_barrier()
+        target = tl.load(labels + pixels, foreground, size)
+        target = tl.load(labels + target, foreground, size)
+        target = tl.load(labels + target, foreground, size)
+        tl.debug_barrier()
+        tl.store(labels + pixels, target, foreground)
+        tl.debug_barrier()
+        changed = tl.max((foreground & (target != label)).to(tl.int32))
+
+    tl.atomic_min(lefts + label, columns + 0 * rows, foreground, sem="relaxed")
+    tl.atomic_max(rights + label, columns + 1 + 0 * rows, foreground, sem="relaxed")
+    tl.atomic_max(bottoms + label, rows + 1 + 0 * columns, foreground, sem="relaxed")
+    tl.debug_barrier()
+    first = foreground & (label == pixels)
+    x0 = tl.load(lefts + pixels, first, 0)
+    x1 = tl.load(rights + pixels, first, 0)
+    y1 = tl.load(bottoms + pixels, first, 0)
+    if not FULL_EXTENT:
+        x1 = tl.minimum(x1, width - 1)
+        y1 = tl.minimum(y1, height - 1)
+
+    # Running sums over +1 and -1 at the corners are above zero inside of boxes.
+    one = first.to(tl.int32)
+    corners = labels
+    tl.store(corners + pixels, 0, inside)
+    tl.debug_barrier()
+    tl.atomic_add(corners + rows * width + x0, one, first, sem="relaxed")
+    tl.atomic_add(corners + rows * width + x1, -one, first & (x1 < width), sem="relaxed")
+    tl.atomic_add(corners + y1 * width + x0, -one, first & (y1 < height), sem="relaxed")
+    within = first & (x1 < width) & (y1 < height)
+    tl.atomic_add(corners + y1 * width + x1, one, within, sem="relaxed")
+    tl.debug_barrier()
+    cover = tl.cumsum(tl.cumsum(tl.load(corners + pixels, inside, 0), 0), 1)
+    mask = tl.where(valid > 0, (cover > 0).to(tl.float32), float("nan"))
+    tl.store(out + index * size + pixels, mask.to(out.dtype.element_ty), inside)
+
+
+def box_mask_triton(maps: Tensor, threshold: float = 0.4, full_extent: bool = False) -> Tensor:
+    _require_fraction("box_mask", threshold)
+    mask = torch.empty(maps.shape, dtype=maps.dtype, device=maps.device)
+    batch, classes, height, width = maps.shape
+    if batch * classes:
+        scratch = torch.empty(batch * classes, 4, height, width, dtype=torch.int32, device=maps.device)
+        block = triton.next_power_of_2(height), triton.next_power_of_2(width)
+        num_warps = min(max(block[0] * block[1] // 256, 1), 16)
+        with torch.cuda.device_of(maps):
+            _box_mask_kernel[(batch * classes,)](
+                *(maps.contiguous(), scratch, mask, height, width, threshold, full_extent, *block),
+                num_warps=num_warps,
+            )
+    return mask
 
 
 def box_mask_composite(maps: Tensor, threshold: float = 0.4, full_extent: bool = False) -> Tensor:
@@ -41,6 +148,9 @@ def _cpu(maps: Tensor, threshold: float = 0.4, full_extent: bool = False) -> Ten
     y = y % image.shape[1]
     mask = _paint(foreground, owner, x, y, x + width, y + height, full_extent)
     return mask.view(maps.shape).to(maps.dtype)
+
+
+_op.register_kernel("cuda")(box_mask_triton)
 
 
 @_op.register_fake
@@ -105,13 +215,17 @@ def component_boxes(maps: Tensor, threshold: float = 0.4, full_extent: bool = Fa
 
 def _foreground(op: str, maps: Tensor, threshold: float) -> Tensor:
     """Pixels whose quantised value is above the threshold, bool and contiguous."""
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"{op}: threshold must be in [0, 1], got {threshold}")
+    _require_fraction(op, threshold)
     if not ((maps >= 0) & (maps <= 1)).all():
         raise ValueError(f"{op}: maps must be in [0, 1], but hold NaN or a value outside of it")
     quantised = (255 * maps.float()).to(torch.uint8)
     peak = quantised.amax(dim=(-2, -1), keepdim=True)
     return (quantised > (threshold * peak.double()).to(torch.uint8)).contiguous()
+
+
+def _require_fraction(op: str, threshold: float) -> None:
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"{op}: threshold must be in [0, 1], got {threshold}")
 
 
 def _last_edge(foreground: Tensor, full_extent: bool) -> tuple[int, int]:

@@ -1,9 +1,49 @@
 """Soft IoU of every pair of maps."""
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from ._checks import require_shape
+
+
+@triton.jit
+def _soft_iou_kernel(
+    maps, out, count, size, BLOCK_MAPS: tl.constexpr, BLOCK_PIXELS: tl.constexpr
+):
+    """Pairs of a tile on or above the diagonal; what is found is written to its mirror image too."""
+    if tl.program_id(0) <= tl.program_id(1):
+        first = (tl.program_id(0) * BLOCK_MAPS + tl.arange(0, BLOCK_MAPS))[:, None]
+        second = (tl.program_id(1) * BLOCK_MAPS + tl.arange(0, BLOCK_MAPS))[:, None]
+        intersection = tl.zeros((BLOCK_MAPS, BLOCK_MAPS), tl.float32)
+        union = tl.zeros((BLOCK_MAPS, BLOCK_MAPS), tl.float32)
+        for start in range(0, size, BLOCK_PIXELS):
+            pixels = (start + tl.arange(0, BLOCK_PIXELS))[None, :]
+            inside = pixels < size
+            a = tl.load(maps + first * size + pixels, inside & (first < count), 0)
+            b = tl.load(maps + second * size + pixels, inside & (second < count), 0)
+            a, b = a.to(tl.float32)[:, None, :], b.to(tl.float32)[None, :, :]
+            intersection += tl.sum(tl.minimum(a, b, tl.PropagateNan.ALL), axis=2)
+            union += tl.sum(tl.maximum(a, b, tl.PropagateNan.ALL), axis=2)
+        iou = tl.where(union == 0, 0, intersection / union).to(out.dtype.element_ty)
+        second = tl.trans(second)
+        upper = (first <= second) & (second < count)
+        tl.store(out + first * count + second, iou, upper)
+        tl.store(out + second * count + first, iou, upper)
+
+
+def soft_iou_triton(maps: Tensor) -> Tensor:
+    if maps.dtype == torch.float64:
+        return soft_iou_composite(maps)
+    maps = maps.flatten(1).contiguous()
+    count, size = maps.shape
+    iou = maps.new_empty(count, count)
+    if count:
+        blocks = triton.cdiv(count, 8)
+        with torch.cuda.device_of(maps):
+            _soft_iou_kernel[blocks, blocks](maps, iou, count, size, 8, 64)
+    return iou
 
 
 def soft_iou_composite(maps: Tensor) -> Tensor:
@@ -18,6 +58,9 @@ def soft_iou_composite(maps: Tensor) -> Tensor:
 
 
 _op = torch.library.custom_op("freecp::soft_iou", soft_iou_composite, mutates_args=())
+
+
+_op.register_kernel("cuda")(soft_iou_triton)
 
 
 @_op.register_fake
