@@ -1,0 +1,1 @@
+"""The eight benchmarks of the paper: files, ids, words, and their place in Detectron2."""
