@@ -1,15 +1,23 @@
 """An open_clip ViT block by block, its last one as each base method reads it (METHOD.md step 1).
 
 ``maskclip``, ``sclip``, ``clearclip``, ``naclip`` and ``vanilla`` take the last
-``ResidualAttentionBlock`` and the tokens that enter it, (B, 1+N, W) with the CLS token first, and
-return tokens of the same shape and dtype, before ``ln_post`` and the projection. None of them adds
-the residual. Everything here is differentiable.
+``ResidualAttentionBlock`` and the queries, keys and values (B, heads, 1+N, W/heads) of the tokens
+that enter it, the CLS token first. They return tokens (B, 1+N, W) before ``ln_post`` and the
+projection. None of them adds the residual. Everything here is differentiable, except what
+:func:`recorded_attention` records.
 """
+
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor
+
+QKV: TypeAlias = tuple[Tensor, Tensor, Tensor]
+
+WEIGHTS_AT_ONCE = (2**21, 2**26)
+"""How many attention weights exist at once, on a CPU (about its cache) and on other devices."""
 
 
 def embed(
@@ -52,7 +60,7 @@ def positional_embedding(
     return torch.cat((position[:1], patches.flatten(2)[0].T.to(position.dtype)))
 
 
-def project_qkv(block: ResidualAttentionBlock, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def project_qkv(block: ResidualAttentionBlock, normed: Tensor) -> QKV:
     """Queries, keys and values of ``ln_1``'s output (B, T, W), each (B, heads, T, W/heads)."""
     attention = block.attn
     qkv = F.linear(normed, attention.in_proj_weight, attention.in_proj_bias)
@@ -72,69 +80,102 @@ def add_mlp(block: ResidualAttentionBlock, tokens: Tensor) -> Tensor:
     return tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
 
 
-def ordinary_block(block: ResidualAttentionBlock, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """A block as trained, and its attention weights (B, heads, 1+N, 1+N)."""
-    query, key, value = project_qkv(block, block.ln_1(tokens))
-    weights = (query * block.attn.head_dim**-0.5 @ key.transpose(-1, -2)).softmax(dim=-1)
-    return add_mlp(block, tokens + project_out(block, weights @ value)), weights
+def finish_block(block: ResidualAttentionBlock, tokens: Tensor, attended: Tensor) -> Tensor:
+    """A block as trained after its attention.
+
+    Args:
+        tokens: (B, T, W) that entered the block.
+        attended: (B, heads, T, W/heads).
+    """
+    return add_mlp(block, tokens + project_out(block, attended))
 
 
-def cls_block(block: ResidualAttentionBlock, tokens: Tensor) -> Tensor:
-    """The CLS token (B, W) after a block as trained."""
-    query, key, value = project_qkv(block, block.ln_1(tokens))
+def attention_weights(query: Tensor, key: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) of (..., T, d), as (..., T, T)."""
+    return (query * query.shape[-1] ** -0.5 @ key.transpose(-1, -2)).softmax(dim=-1)
+
+
+def recorded_attention(qkv: QKV, record: Tensor) -> Tensor:
+    """Attention as trained, which adds the mean of its heads' weights to `record`.
+
+    The weights of a few heads exist at a time, never all of them.
+
+    Args:
+        qkv: (B, heads, T, d) each.
+        record: (B, T, T) float32.
+
+    Returns:
+        (B, heads, T, d).
+    """
+    query, key, value = qkv
+    batch, heads, length, _ = query.shape
+    at_once = max(1, WEIGHTS_AT_ONCE[query.device.type != "cpu"] // length**2)
+    attended = torch.empty_like(value)
+    for image in range(0, batch, max(1, at_once // heads)):
+        images = slice(image, image + max(1, at_once // heads))
+        for head in range(0, heads, at_once):
+            part = images, slice(head, head + at_once)
+            weights = attention_weights(query[part], key[part])
+            record[images] += weights.sum(dim=1, dtype=torch.float32) / heads
+            attended[part] = weights @ value[part]
+    return attended
+
+
+def cls_block(block: ResidualAttentionBlock, tokens: Tensor, qkv: QKV) -> Tensor:
+    """The CLS token (B, W) after a block as trained, whose input is `tokens` (B, T, W)."""
+    query, key, value = qkv
     attended = F.scaled_dot_product_attention(query[:, :, :1], key, value)
-    return add_mlp(block, tokens[:, :1] + project_out(block, attended))[:, 0]
+    return finish_block(block, tokens[:, :1], attended)[:, 0]
 
 
-def maskclip(block: ResidualAttentionBlock, tokens: Tensor) -> Tensor:
+def maskclip(block: ResidualAttentionBlock, qkv: QKV) -> Tensor:
     """MaskCLIP (Zhou et al., ECCV 2022): every token takes its own value; then the MLP."""
-    _, _, value = project_qkv(block, block.ln_1(tokens))
+    _, _, value = qkv
     return add_mlp(block, project_out(block, value))
 
 
-def sclip(block: ResidualAttentionBlock, tokens: Tensor) -> Tensor:
+def sclip(block: ResidualAttentionBlock, qkv: QKV) -> Tensor:
     """SCLIP (Wang et al., ECCV 2024): query-query plus key-key attention; then the MLP."""
-    query, key, value = project_qkv(block, block.ln_1(tokens))
+    query, key, value = qkv
     attended = F.scaled_dot_product_attention(query, query, value)
     attended = attended + F.scaled_dot_product_attention(key, key, value)
     return add_mlp(block, project_out(block, attended))
 
 
-def clearclip(block: ResidualAttentionBlock, tokens: Tensor) -> Tensor:
+def clearclip(block: ResidualAttentionBlock, qkv: QKV) -> Tensor:
     """ClearCLIP (Lan et al., ECCV 2024): query-query attention, no MLP."""
-    query, _, value = project_qkv(block, block.ln_1(tokens))
+    query, _, value = qkv
     return project_out(block, F.scaled_dot_product_attention(query, query, value))
 
 
-def naclip(block: ResidualAttentionBlock, tokens: Tensor, neighbourhood: Tensor) -> Tensor:
+def naclip(block: ResidualAttentionBlock, qkv: QKV, neighbourhood: Tensor) -> Tensor:
     """NACLIP (Hajimiri et al., WACV 2025): key-key attention plus ``neighbourhood``, no MLP.
 
     Args:
         neighbourhood: (1+N, 1+N) added to the attention logits; see :func:`gaussian_neighbourhood`.
     """
-    _, key, value = project_qkv(block, block.ln_1(tokens))
+    _, key, value = qkv
     attended = F.scaled_dot_product_attention(key, key, value, attn_mask=neighbourhood)
     return project_out(block, attended)
 
 
-def vanilla(block: ResidualAttentionBlock, tokens: Tensor) -> Tensor:
+def vanilla(block: ResidualAttentionBlock, qkv: QKV) -> Tensor:
     """The attention as trained, but without the residual; then the MLP."""
-    query, key, value = project_qkv(block, block.ln_1(tokens))
-    return add_mlp(block, project_out(block, F.scaled_dot_product_attention(query, key, value)))
+    return add_mlp(block, project_out(block, F.scaled_dot_product_attention(*qkv)))
 
 
-def gem_step(block: ResidualAttentionBlock, tokens: Tensor, stream: Tensor) -> Tensor:
+def gem_step(block: ResidualAttentionBlock, normed: Tensor, qkv: QKV, stream: Tensor) -> Tensor:
     """GEM (Bousselham et al., CVPR 2024): one block of the second stream.
 
     Args:
-        tokens: (B, 1+N, W) the ordinary stream that enters the block.
+        normed: (B, 1+N, W) ``ln_1`` of the ordinary stream that enters the block.
+        qkv: of `normed`.
         stream: (B, 1+N, W) the second stream.
 
     Returns:
         (B, 1+N, W) the second stream after the block.
     """
-    normed = block.ln_1(tokens)
-    query, key, value = project_qkv(block, normed)
+    query, key, value = qkv
     temperature = normed.norm(dim=-1).mean(dim=1) * block.attn.head_dim**-0.5
     temperature = temperature[:, None, None, None]
     attended = torch.zeros_like(value)

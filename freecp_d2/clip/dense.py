@@ -1,8 +1,7 @@
 """DenseCLIP: patch features, CLS embedding and attention of a frozen open_clip ViT."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import open_clip
 import torch
@@ -35,6 +34,9 @@ class DenseFeatures:
 
 class DenseCLIP(nn.Module):
     """A frozen open_clip ViT read by a training-free base method (METHOD.md steps 1 and 3).
+
+    Attributes:
+        logit_scale: CLIP's temperature, already exponentiated.
 
     Args:
         model: an open_clip CLIP whose image tower is a plain ViT: learned positional embedding,
@@ -71,11 +73,7 @@ class DenseCLIP(nn.Module):
         self.gem_depth = gem_depth
         self.gem_head_average = gem_head_average
         self.gaussian_std = gaussian_std
-
-    @property
-    def logit_scale(self) -> float:
-        """CLIP's temperature, already exponentiated."""
-        return self.model.logit_scale.float().exp().item()
+        self.logit_scale: float = model.logit_scale.float().exp().item()
 
     @property
     def patch_size(self) -> tuple[int, int]:
@@ -93,31 +91,33 @@ class DenseCLIP(nn.Module):
         Raises:
             ValueError: images smaller than a patch.
         """
-        visual = self.model.visual
         tokens, grid = self._embed(images)
-        *blocks, last = visual.transformer.resblocks
         batch, length, _ = tokens.shape
-        attention = tokens.new_zeros(batch, length, length, dtype=torch.float32)
-        gem_start = len(blocks) + 1 - self.gem_depth
-        stream = tokens
-        for index, block in enumerate(blocks):
-            if self.method == "gem" and index > gem_start:
-                stream = base_methods.gem_step(block, tokens, stream)
-            tokens, weights = base_methods.ordinary_block(block, tokens)
-            head_zero_alone = self.method == "gem" and not self.gem_head_average
-            attention += weights[:, 0] if head_zero_alone else weights.mean(1, dtype=torch.float32)
-            if index <= gem_start:
-                stream = tokens
-        if self.method == "gem":
-            dense = base_methods.gem_step(last, tokens, stream)
-        else:
-            dense = self._base_method(grid, tokens)(last, tokens)
+        record = tokens.new_zeros(batch, length, length, dtype=torch.float32)
+        *blocks, last = self._blocks
+        tokens, stream = self._run(blocks, tokens, record)
+        normed = last.ln_1(tokens)
+        qkv = base_methods.project_qkv(last, normed)
         return DenseFeatures(
-            patches=self._project(dense[:, 1:]),
-            cls=self._project(base_methods.cls_block(last, tokens)),
-            attention=attention[:, 1:, 1:] / len(blocks),
+            patches=self._read_last_block(last, normed, qkv, stream, grid),
+            cls=self._project(base_methods.cls_block(last, tokens, qkv)),
+            attention=record[:, 1:, 1:] / len(blocks),
             grid=grid,
         )
+
+    @torch.no_grad()
+    def encode_patches(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """`patches` and `grid` of :meth:`forward`, without the cost of the attention maps.
+
+        Raises:
+            ValueError: images smaller than a patch.
+        """
+        tokens, grid = self._embed(images)
+        *blocks, last = self._blocks
+        tokens, stream = self._run(blocks, tokens)
+        normed = last.ln_1(tokens)
+        qkv = base_methods.project_qkv(last, normed)
+        return self._read_last_block(last, normed, qkv, stream, grid), grid
 
     @torch.no_grad()
     def encode_cls(self, images: Tensor) -> Tensor:
@@ -127,10 +127,59 @@ class DenseCLIP(nn.Module):
             ValueError: images smaller than a patch.
         """
         tokens, _ = self._embed(images)
-        *blocks, last = self.model.visual.transformer.resblocks
+        *blocks, last = self._blocks
         for block in blocks:
             tokens = block(tokens)
-        return self._project(base_methods.cls_block(last, tokens))
+        qkv = base_methods.project_qkv(last, last.ln_1(tokens))
+        return self._project(base_methods.cls_block(last, tokens, qkv))
+
+    @property
+    def _blocks(self) -> list[ResidualAttentionBlock]:
+        return list(self.model.visual.transformer.resblocks)
+
+    def _run(
+        self, blocks: Sequence[ResidualAttentionBlock], tokens: Tensor, record: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens (B, 1+N, W) after all blocks but the last, and GEM's second stream.
+
+        `record` (B, 1+N, 1+N) grows by every block's attention weights, if given.
+        """
+        gem_start = len(blocks) + 1 - self.gem_depth
+        head_zero_alone = self.method == "gem" and not self.gem_head_average
+        stream = tokens
+        for index, block in enumerate(blocks):
+            normed = block.ln_1(tokens)
+            qkv = base_methods.project_qkv(block, normed)
+            if self.method == "gem" and index > gem_start:
+                stream = base_methods.gem_step(block, normed, qkv, stream)
+            if record is not None and not head_zero_alone:
+                attended = base_methods.recorded_attention(qkv, record)
+            else:
+                attended = F.scaled_dot_product_attention(*qkv)
+            if record is not None and head_zero_alone:
+                record += base_methods.attention_weights(qkv[0][:, 0], qkv[1][:, 0])
+            tokens = base_methods.finish_block(block, tokens, attended)
+            if index <= gem_start:
+                stream = tokens
+        return tokens, stream
+
+    def _read_last_block(
+        self,
+        last: ResidualAttentionBlock,
+        normed: Tensor,
+        qkv: base_methods.QKV,
+        stream: Tensor,
+        grid: tuple[int, int],
+    ) -> Tensor:
+        """Patch features (B, N, D) by the base method."""
+        if self.method == "gem":
+            dense = base_methods.gem_step(last, normed, qkv, stream)
+        elif self.method == "naclip":
+            neighbourhood = base_methods.gaussian_neighbourhood(grid, self.gaussian_std, normed)
+            dense = base_methods.naclip(last, qkv, neighbourhood)
+        else:
+            dense = getattr(base_methods, self.method)(last, qkv)
+        return self._project(dense[:, 1:])
 
     def _embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Tokens (B, 1+N, W) that enter the first block, and the grid."""
@@ -142,14 +191,6 @@ class DenseCLIP(nn.Module):
                 f"{self.patch_size[0]}x{self.patch_size[1]}; enlarge it first"
             )
         return base_methods.embed(visual, images, antialias=self.method == "gem")
-
-    def _base_method(
-        self, grid: tuple[int, int], like: Tensor
-    ) -> Callable[[ResidualAttentionBlock, Tensor], Tensor]:
-        if self.method == "naclip":
-            neighbourhood = base_methods.gaussian_neighbourhood(grid, self.gaussian_std, like)
-            return partial(base_methods.naclip, neighbourhood=neighbourhood)
-        return getattr(base_methods, self.method)
 
     def _project(self, tokens: Tensor) -> Tensor:
         visual = self.model.visual

@@ -155,7 +155,8 @@ def encode_trunk(visual: nn.Module, images: Tensor) -> Tensor:
 
 def encode_dense(visual: nn.Module, u: Tensor, method: str) -> Tensor:
     """Patch features of one base method, (B,N,D) of unit length, from the last block's input."""
-    z = getattr(base_methods, method)(visual.transformer.resblocks[-1], u)
+    last = visual.transformer.resblocks[-1]
+    z = getattr(base_methods, method)(last, base_methods.project_qkv(last, last.ln_1(u)))
     return F.normalize((visual.ln_post(z[:, 1:]) @ visual.proj).float(), dim=-1)
 
 
