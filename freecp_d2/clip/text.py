@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import trange
 
+from ..data.vocabulary import describe
 from .loading import Tokenizer
 
 _TENSOR = "text_features"
@@ -115,14 +116,18 @@ def description_features(
     descriptions: Mapping[str, Sequence[str]],
     template_features: Tensor,
     cache_dir: str | Path | None,
+    num_background: int = 0,
 ) -> Tensor:
     """Features of what the queries look like, for the ambiguity stage (METHOD.md step 6).
 
     Args:
         names: Q queries.
-        descriptions: name -> sentences about it. Names that are no query do not matter.
+        descriptions: name -> sentences about it, looked up by
+            :func:`freecp_d2.data.vocabulary.describe`. Names that are no query do not matter.
         template_features: (Q, D), taken for queries without sentences; a warning names those.
         cache_dir: see :func:`cached_text_features`.
+        num_background: how many of the first queries are background. Step 6 does not look at
+            them: they take their template features, and nothing is said.
 
     Returns:
         (Q, D) of template_features' dtype and device, of unit length.
@@ -130,18 +135,18 @@ def description_features(
     Raises:
         ValueError, OSError: as :func:`cached_text_features`.
     """
-    without = [name for name in names if not descriptions.get(name)]
+    found = [describe(descriptions, name) for name in names[num_background:]]
+    without = [name for name, own in zip(names[num_background:], found, strict=True) if not own]
     if without:
         logger.warning(
             "no descriptions of %s: the ambiguity stage takes their template features",
             ", ".join(without),
         )
     features = template_features.clone()
-    described = [index for index, name in enumerate(names) if descriptions.get(name)]
+    described = {index: own for index, own in enumerate(found, start=num_background) if own}
     if described:
-        sentences = [descriptions[names[index]] for index in described]
-        own = cached_text_features(model, tokenizer, sentences, cache_dir)
-        features[described] = own.to(features)
+        own = cached_text_features(model, tokenizer, list(described.values()), cache_dir)
+        features[list(described)] = own.to(features)
     return features
 
 

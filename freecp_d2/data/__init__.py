@@ -1,12 +1,22 @@
 """Vocabularies, class descriptions, and benchmarks in Detectron2's catalogs."""
 
-from . import scenes
-from .vocabulary import Vocabulary, dataset_vocabulary, load_descriptions, load_vocabulary
+from . import benchmarks, scenes
+from .vocabulary import (
+    Vocabulary,
+    dataset_vocabulary,
+    describe,
+    load_descriptions,
+    load_vocabulary,
+    normalized_name,
+)
 
 __all__ = [
     "Vocabulary",
+    "benchmarks",
     "dataset_vocabulary",
+    "describe",
     "load_descriptions",
     "load_vocabulary",
+    "normalized_name",
     "scenes",
 ]

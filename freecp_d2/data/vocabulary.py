@@ -1,12 +1,17 @@
 """Which classes are asked for, and by which names."""
 
 import json
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from detectron2.data.catalog import Metadata
+
+PACKAGED: str = "freecp_d2://"
+"""A path that begins so is one of this package's files, under freecp_d2/data."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,8 @@ class Vocabulary:
 def load_vocabulary(path: str | Path) -> Vocabulary:
     """The vocabulary of a file (MODEL.FREECP.VOCABULARY), UTF-8.
 
+    `path` may begin with :data:`PACKAGED`: "freecp_d2://benchmarks/curated/voc20.json".
+
     `.json`: a list whose entries are a name or a list of names, one a class; or such a list as
     "classes" and a list of names as "background" of an object. Any other suffix: one class a line,
     its names separated by commas; blank lines do not count.
@@ -68,7 +75,7 @@ def load_vocabulary(path: str | Path) -> Vocabulary:
         FileNotFoundError: no such file.
         ValueError: it is malformed or holds no valid vocabulary; the line or entry is named.
     """
-    path = Path(path)
+    path = _local(path)
     text = _read(path, "MODEL.FREECP.VOCABULARY")
     try:
         return _of_json(_parse_json(text)) if path.suffix == ".json" else _of_lines(text)
@@ -77,29 +84,47 @@ def load_vocabulary(path: str | Path) -> Vocabulary:
 
 
 def load_descriptions(path: str | Path) -> dict[str, list[str]]:
-    """Class -> sentences about it, of a JSON file (MODEL.FREECP.DESCRIPTIONS).
+    """Class -> sentences about it, of a JSON file (MODEL.FREECP.DESCRIPTIONS), UTF-8.
+
+    An entry's value is a list of sentences, or a string: the name of another entry, whose very
+    list it then gets. `path` may begin with :data:`PACKAGED`.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is no JSON object of non-empty lists of non-empty sentences; the class is
-            named.
+        ValueError: it is no JSON object of such entries, two of its names differ in nothing that
+            :func:`normalized_name` keeps, or a string names no entry that has sentences; the class
+            is named.
     """
-    path = Path(path)
+    path = _local(path)
     text = _read(path, "MODEL.FREECP.DESCRIPTIONS")
     try:
-        descriptions = _parse_json(text)
-        if not isinstance(descriptions, dict) or not descriptions:
-            raise ValueError(
-                "it must be an object, class -> list of sentences, of one class or more"
-            )
-        for name, sentences in descriptions.items():
-            if not isinstance(sentences, list) or not sentences:
-                raise ValueError(f"{name!r} must have a list of one sentence or more")
-            if not all(isinstance(s, str) and s.strip() for s in sentences):
-                raise ValueError(f"{name!r} has a sentence that is empty or no text; remove it")
+        return _descriptions_of_json(_parse_json(text))
     except ValueError as error:
         raise ValueError(f"descriptions {path}: {error}") from None
-    return descriptions
+
+
+@lru_cache(maxsize=4096)
+def normalized_name(name: str) -> str:
+    """`name` in lower case, its letters and digits only: "Traffic-light" is "trafficlight"."""
+    return re.sub(r"[\W_]+", "", name.casefold()) or name
+
+
+def describe(descriptions: Mapping[str, Sequence[str]], name: str) -> Sequence[str] | None:
+    """The sentences about `name`: of the entry called exactly so, or else normalised alike.
+
+    Args:
+        descriptions: as :func:`load_descriptions` gives them.
+
+    Returns:
+        None where there are none.
+    """
+    if descriptions.get(name):
+        return descriptions[name]
+    wanted = normalized_name(name)
+    for other, sentences in descriptions.items():
+        if sentences and normalized_name(other) == wanted:
+            return sentences
+    return None
 
 
 def dataset_vocabulary(metadata: Metadata) -> Vocabulary:
@@ -123,6 +148,38 @@ def dataset_vocabulary(metadata: Metadata) -> Vocabulary:
         return _of_json(vocabulary)
     except ValueError as error:
         raise ValueError(f"data set {metadata.name!r}: {error}") from None
+
+
+def _local(path: str | Path) -> Path:
+    name = str(path)
+    if name.startswith(PACKAGED):
+        return Path(__file__).parent / name.removeprefix(PACKAGED)
+    return Path(path)
+
+
+def _descriptions_of_json(content: Any) -> dict[str, list[str]]:
+    if not isinstance(content, dict) or not content:
+        raise ValueError("it must be an object, class -> list of sentences, of one class or more")
+    seen: dict[str, str] = {}
+    for name, entry in content.items():
+        other = seen.setdefault(normalized_name(name), name)
+        if other != name:
+            raise ValueError(f"{name!r} and {other!r} are the same name; keep one of them")
+        if isinstance(entry, str):
+            if not isinstance(content.get(entry), list):
+                raise ValueError(
+                    f"{name!r} refers to {entry!r}, which has no sentences of its own; name an "
+                    "entry that has a list"
+                )
+        elif not isinstance(entry, list) or not entry:
+            raise ValueError(
+                f"{name!r} must have a list of one sentence or more, or another entry's name"
+            )
+        elif not all(isinstance(s, str) and s.strip() for s in entry):
+            raise ValueError(f"{name!r} has a sentence that is empty or no text; remove it")
+    return {
+        name: content[entry] if isinstance(entry, str) else entry for name, entry in content.items()
+    }
 
 
 def _of_lines(text: str) -> Vocabulary:

@@ -272,6 +272,19 @@ def test_descriptions_of_all_classes_say_nothing(model, tokenizer, caplog):
     assert not caplog.records
 
 
+def test_background_needs_no_descriptions(model, tokenizer, caplog):
+    names = ["bed", "sky", "hot dog", "bed"]
+    templates = encode_sentences(model, tokenizer, [[name] for name in names])
+    descriptions = {"bed": ["It is soft."], "hotdog": ["A sausage in a bun."]}
+    features = description_features(
+        model, tokenizer, names, descriptions, templates, None, num_background=2
+    )
+    expected = encode_sentences(model, tokenizer, [descriptions["hotdog"], descriptions["bed"]])
+    assert features[:2].equal(templates[:2])
+    assert features[2:].equal(expected)
+    assert not caplog.records
+
+
 def test_no_descriptions_encode_nothing(model, tokenizer, tmp_path, encode_nothing):
     templates = F.normalize(torch.ones(2, 8), dim=1)
     features = description_features(model, tokenizer, ["cat", "dog"], {}, templates, tmp_path)

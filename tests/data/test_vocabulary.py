@@ -8,7 +8,14 @@ from detectron2.data.catalog import Metadata
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from freecp_d2.data import Vocabulary, dataset_vocabulary, load_descriptions, load_vocabulary
+from freecp_d2.data import (
+    Vocabulary,
+    dataset_vocabulary,
+    describe,
+    load_descriptions,
+    load_vocabulary,
+    normalized_name,
+)
 from freecp_d2.data.scenes import CLASSES, DESCRIPTIONS, DESCRIPTIONS_FILE
 
 names = (
@@ -139,7 +146,11 @@ def test_descriptions_are_read(tmp_path):
         (b"\xff", "not UTF-8"),
         (b"{}", "one class or more"),
         (b'["cat"]', "must be an object"),
-        (b'{"cat": "It purrs."}', "'cat' must have a list"),
+        (b'{"cat": 3}', "'cat' must have a list of one sentence or more, or another"),
+        (b'{"cat": "It purrs."}', "'cat' refers to 'It purrs.', which has no sentences"),
+        (b'{"cat": "cat"}', "'cat' refers to 'cat', which has no sentences"),
+        (b'{"cat": "puss", "puss": "tom", "tom": ["a"]}', "'cat' refers to 'puss', which has no"),
+        (b'{"hot dog": ["a"], "hotdog": ["b"]}', "'hotdog' and 'hot dog' are the same name"),
         (b'{"cat": []}', "'cat' must have a list of one"),
         (b'{"cat": ["It purrs.", 3]}', "'cat' has a sentence"),
         (b'{"cat": ["It purrs.", " "]}', "'cat' has a sentence"),
@@ -152,6 +163,55 @@ def test_bad_descriptions_are_named(content, said, tmp_path):
     with pytest.raises(ValueError, match=said) as caught:
         load_descriptions(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_alias_has_the_other_entry_s_list(tmp_path):
+    path = tmp_path / "d.json"
+    path.write_text('{"puss": "cat", "cat": ["It purrs.", "It is furry."]}')
+    descriptions = load_descriptions(path)
+    assert descriptions["cat"] == ["It purrs.", "It is furry."]
+    assert descriptions["puss"] is descriptions["cat"]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("traffic light", "trafficlight"),
+        ("Traffic-Light", "trafficlight"),
+        ("wall_brick/stone", "wallbrickstone"),
+        ("bed ", "bed"),
+        ("B-52 (plane)", "b52plane"),
+        ("Felino pequeño", "felinopequeño"),
+        ("+", "+"),
+    ],
+)
+def test_normalized_names(name, expected):
+    assert normalized_name(name) == expected
+
+
+@settings(deadline=None)
+@given(st.text())
+def test_normalizing_twice_changes_nothing(name):
+    assert normalized_name(normalized_name(name)) == normalized_name(name)
+
+
+def test_describe_looks_for_the_name_and_then_for_its_like():
+    descriptions = {"Hot-dog": ["a"], "hotdog": ["b"], "tv": ["c"], "empty": []}
+    assert describe(descriptions, "hotdog") == ["b"]
+    assert describe(descriptions, "hot dog") == ["a"]
+    assert describe(descriptions, "T V") == ["c"]
+    assert describe(descriptions, "empty") is None
+    assert describe(descriptions, "dog") is None
+    assert describe({}, "dog") is None
+
+
+def test_files_of_the_package_load_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_descriptions("freecp_d2://scenes/descriptions.json") == DESCRIPTIONS
+    vocabulary = load_vocabulary("freecp_d2://benchmarks/curated/cityscapes.json")
+    assert ("traffic light", "traffic signal") in vocabulary.classes
+    with pytest.raises(FileNotFoundError, match=r"freecp_d2/data/nothing\.json; check"):
+        load_vocabulary("freecp_d2://nothing.json")
 
 
 def test_a_data_set_brings_its_vocabulary():

@@ -1,0 +1,156 @@
+"""The eight benchmarks in Detectron2's catalogs; files are looked for when they are loaded."""
+
+import logging
+import os
+from functools import partial
+from pathlib import Path
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from ..vocabulary import PACKAGED, Vocabulary, load_vocabulary
+from .layout import BENCHMARKS, Benchmark, Layout
+
+KINDS: tuple[str, ...] = ("published", "curated")
+"""Each benchmark has a vocabulary of either kind; the catalogs hold the published ones."""
+
+logger = logging.getLogger(__name__)
+
+
+def vocabulary_of(benchmark: Benchmark, kind: str = "published") -> Vocabulary:
+    """Its class names, and its background names where the background is scored.
+
+    Raises:
+        FileNotFoundError: `kind` is none of :data:`KINDS`.
+    """
+    return load_vocabulary(f"{PACKAGED}benchmarks/{kind}/{benchmark.name}.json")
+
+
+def register_benchmarks() -> None:
+    """Add the eight to Detectron2's catalogs. Looks at no data set's files."""
+    for benchmark in BENCHMARKS.values():
+        vocabulary = vocabulary_of(benchmark)
+        names = [names[0] for names in vocabulary.classes]
+        DatasetCatalog.register(benchmark.dataset, partial(load_benchmark, benchmark))
+        MetadataCatalog.get(benchmark.dataset).set(
+            evaluator_type="sem_seg",
+            ignore_label=benchmark.ignore_label,
+            stuff_classes=["background"] * benchmark.scored_background + names,
+            stuff_colors=_colors(benchmark),
+            stuff_dataset_id_to_contiguous_id=benchmark.contiguous_ids,
+            vocabulary=vocabulary,
+        )
+        _set_roots(benchmark, _root(), benchmark.layout)
+
+
+def load_benchmark(benchmark: Benchmark) -> list[dict]:
+    """Detectron2's dicts of its images, in the order of their names.
+
+    The folder is $DETECTRON2_DATASETS, or "datasets", now and not when the benchmark was
+    registered. `image_root` and `sem_seg_root` of its metadata become the folders that are read.
+    A warning says when there are more or fewer images than the official set has.
+
+    Returns:
+        One dict an image: `file_name`, `sem_seg_file_name`, and `image_id`, COCO's number or
+        else the file's name without suffix.
+
+    Raises:
+        FileNotFoundError: a folder, the file list, an image or a mask is missing.
+    """
+    root = _root()
+    layout = _layout(benchmark, root)
+    _set_roots(benchmark, root, layout)
+    images, masks = root / layout.image_folder, root / layout.mask_folder
+    has_mask = _stems(masks, layout.mask_suffix)
+    listed = _lines(root / layout.file_list) if layout.file_list else has_mask
+    if not listed:
+        raise FileNotFoundError(
+            f"{benchmark.dataset}: no *{layout.mask_suffix} in {masks}; {_advice(benchmark)}"
+        )
+    _require(benchmark, "images", listed - _stems(images, layout.image_suffix), listed, images)
+    _require(benchmark, "masks", listed - has_mask, listed, masks)
+    if len(listed) != benchmark.num_images:
+        logger.warning(
+            "%s: %d images in %s, the official set has %d",
+            benchmark.dataset,
+            len(listed),
+            images,
+            benchmark.num_images,
+        )
+    return [
+        {
+            "file_name": str(images / f"{stem}{layout.image_suffix}"),
+            "sem_seg_file_name": str(masks / f"{stem}{layout.mask_suffix}"),
+            "image_id": int(stem) if stem.isdecimal() else stem,
+        }
+        for stem in sorted(listed)
+    ]
+
+
+def _root() -> Path:
+    return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
+
+
+def _layout(benchmark: Benchmark, root: Path) -> Layout:
+    """The first layout that is there."""
+    for layout in benchmark.layouts:
+        files = [root / layout.file_list] if layout.file_list else []
+        if (root / layout.mask_folder).is_dir() and all(file.is_file() for file in files):
+            return layout
+    masks = root / benchmark.layout.mask_folder
+    missing = masks if not masks.is_dir() else root / str(benchmark.layout.file_list)
+    raise FileNotFoundError(f"{benchmark.dataset}: there is no {missing}; {_advice(benchmark)}")
+
+
+def _advice(benchmark: Benchmark) -> str:
+    return (
+        "set DETECTRON2_DATASETS to the folder that holds the data sets, get the official files "
+        f"from {benchmark.source} (docs/data.md shows where they go), and run "
+        f"python -m freecp_d2.data.prepare {benchmark.name}"
+    )
+
+
+def _require(
+    benchmark: Benchmark, what: str, missing: set[str], listed: set[str], folder: Path
+) -> None:
+    if missing:
+        raise FileNotFoundError(
+            f"{benchmark.dataset}: {len(missing)} of {len(listed)} {what} are missing in {folder}, "
+            f"the first is {min(missing)}; {_advice(benchmark)}"
+        )
+
+
+def _set_roots(benchmark: Benchmark, root: Path, layout: Layout) -> None:
+    # Detectron2's metadata refuses to change a value, but DETECTRON2_DATASETS may have changed.
+    vars(MetadataCatalog.get(benchmark.dataset)).update(
+        image_root=str(root / layout.image_folder), sem_seg_root=str(root / layout.mask_folder)
+    )
+
+
+def _stems(folder: Path, suffix: str) -> set[str]:
+    """Names of a folder's files with `suffix`, relative to it and without the suffix."""
+    return {
+        (Path(parent) / name).relative_to(folder).as_posix().removesuffix(suffix)
+        for parent, _, names in os.walk(folder, followlinks=True)
+        for name in names
+        if name.endswith(suffix)
+    }
+
+
+def _lines(file: Path) -> set[str]:
+    return {line.strip() for line in file.read_text(encoding="utf-8").splitlines()} - {""}
+
+
+def _colors(benchmark: Benchmark) -> list[list[int]]:
+    """Pascal VOC's colour map, the bits of an id spread over R, G and B; black is background."""
+    start = 0 if benchmark.scored_background else 1
+    return [
+        [
+            sum((i >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(3))
+            for channel in range(3)
+        ]
+        for i in range(start, start + benchmark.num_classes)
+    ]
+
+
+if BENCHMARKS["voc20"].dataset not in DatasetCatalog:
+    register_benchmarks()
