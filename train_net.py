@@ -2,14 +2,16 @@
 
     python train_net.py --config-file configs/scenes/clearclip.yaml --eval-only
 
-The options are Detectron2's own and --register. There is no training: FreeCP has no parameters of
-its own, and CLIP (MODEL.CLIP.PRETRAINED) stays frozen.
+The options are Detectron2's own, --register, --coco-predictions and --compare-with. Results lie in
+OUTPUT_DIR, or in OUTPUT_DIR/<data set> where several are evaluated. There is no training: FreeCP
+has no parameters of its own, and CLIP (MODEL.CLIP.PRETRAINED) stays frozen.
 """
 
 import argparse
 import os
 import runpy
 import sys
+from typing import Any
 
 # Before torch is loaded. Its threads otherwise spin while they wait for each other, which makes
 # everything some ten times slower as soon as another process wants one of the cores.
@@ -25,7 +27,8 @@ from detectron2.utils.logger import setup_logger
 
 from freecp_d2 import load_config
 from freecp_d2.data.mapper import InferenceMapper
-from freecp_d2.evaluation import MeanIoUEvaluator
+from freecp_d2.evaluation import FreeCPSemSegEvaluator
+from freecp_d2.evaluation.table import markdown_table
 
 
 class Trainer(DefaultTrainer):
@@ -37,8 +40,10 @@ class Trainer(DefaultTrainer):
         return build_detection_test_loader(cfg, dataset_name, mapper=InferenceMapper(cfg))
 
     @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> MeanIoUEvaluator:
-        """Writes its results to OUTPUT_DIR/inference/`dataset_name`.
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, **options: Any
+    ) -> FreeCPSemSegEvaluator:
+        """Writes its results to OUTPUT_DIR, or to a folder in it where there are several data sets.
 
         Raises:
             ValueError: `dataset_name` is not registered for semantic segmentation.
@@ -49,9 +54,18 @@ class Trainer(DefaultTrainer):
                 f"{dataset_name}: evaluator_type is {evaluator_type!r}; only data sets registered "
                 "with 'sem_seg' can be evaluated"
             )
-        return MeanIoUEvaluator(
-            dataset_name, output_dir=os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
-        )
+        clip, freecp = cfg.MODEL.CLIP, cfg.MODEL.FREECP
+        facts = {
+            "method": clip.METHOD,
+            "enabled": freecp.ENABLED,
+            "redundancy": freecp.REDUNDANCY,
+            "ambiguity": freecp.AMBIGUITY,
+            "clip": clip.NAME,
+            "pretrained": clip.PRETRAINED,
+            "vocabulary": freecp.VOCABULARY,
+        }
+        folder = os.path.join(cfg.OUTPUT_DIR, dataset_name if len(cfg.DATASETS.TEST) > 1 else "")
+        return FreeCPSemSegEvaluator(dataset_name, output_dir=folder, facts=facts, **options)
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
@@ -73,8 +87,17 @@ def main(args: argparse.Namespace) -> dict:
     cfg = setup(args)
     if not cfg.DATASETS.TEST:
         raise ValueError("DATASETS.TEST is empty; name the data sets to evaluate")
-    results = Trainer.test(cfg, Trainer.build_model(cfg))
+    model = Trainer.build_model(cfg)
+    model.output = "label_map"
+    options = {
+        "stage_seconds": lambda: model.timings,
+        "coco_predictions": args.coco_predictions,
+        "compare_with": args.compare_with,
+    }
+    evaluators = [Trainer.build_evaluator(cfg, name, **options) for name in cfg.DATASETS.TEST]
+    results = Trainer.test(cfg, model, evaluators)
     if comm.is_main_process():
+        print(f"\n{markdown_table([evaluator.results for evaluator in evaluators])}\n")
         verify_results(cfg, results)
     if comm.get_world_size() > 1:
         # With GLOO, a rank that leaves its process group alive may abort at exit, and launch()
@@ -85,7 +108,7 @@ def main(args: argparse.Namespace) -> dict:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Detectron2's options and --register."""
+    """Detectron2's options and those of this script."""
     parser = default_argument_parser(epilog=__doc__)
     parser.add_argument(
         "--register",
@@ -94,6 +117,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="FILE.py",
         help="run this file first; it registers a data set (projects/CamVid/camvid.py is an "
         "example); may be given several times",
+    )
+    parser.add_argument(
+        "--coco-predictions",
+        action="store_true",
+        help="also write sem_seg_predictions.json, COCO's RLE segments",
+    )
+    parser.add_argument(
+        "--compare-with",
+        metavar="results.json",
+        help="of the base method on the same data set; the report shows both",
     )
     args = parser.parse_args(argv)
     if not args.eval_only:

@@ -1,5 +1,6 @@
-"""Evaluation against ground-truth label maps."""
+"""Evaluation against ground-truth label maps, its report, and the paper's figures beside it."""
 
-from .sem_seg import MeanIoUEvaluator, load_label_map
+from .hook import SemSegEvalHook
+from .sem_seg import FreeCPSemSegEvaluator, load_label_map
 
-__all__ = ["MeanIoUEvaluator", "load_label_map"]
+__all__ = ["FreeCPSemSegEvaluator", "SemSegEvalHook", "load_label_map"]

@@ -19,7 +19,6 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pycocotools.mask
-import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.visualizer import Visualizer
 from tabulate import tabulate
@@ -27,6 +26,7 @@ from tabulate import tabulate
 import freecp_d2.data.scenes  # noqa: F401  registers scenes_val
 from freecp_d2.data.mapper import read_image
 from freecp_d2.evaluation import load_label_map
+from freecp_d2.evaluation.results import load_results
 
 ROOT = Path(__file__).resolve().parents[2]
 DATASET = "scenes_val"
@@ -40,18 +40,15 @@ def evaluate(method: str, enabled: bool, output: Path) -> Path:
     """Run train_net.py, its log on screen, and return the folder of its results."""
     folder = output / (method if enabled else f"{method}_base")
     command = [sys.executable, "train_net.py", "--eval-only"]
-    command += ["--config-file", f"configs/scenes/{method}.yaml"]
+    command += ["--config-file", f"configs/scenes/{method}.yaml", "--coco-predictions"]
+    if enabled:
+        command += ["--compare-with", str(output / f"{method}_base" / "results.json")]
     command += ["MODEL.FREECP.ENABLED", str(enabled), "OUTPUT_DIR", str(folder)]
     print("$", shlex.join(command), flush=True)
     code = subprocess.run(command, cwd=ROOT).returncode
     if code:
         sys.exit(f"demo.py: the evaluation of {method} failed with exit code {code}, see above")
-    return folder / "inference" / DATASET
-
-
-def load_miou(results: Path) -> float:
-    """The mIoU of an evaluation, in percent."""
-    return torch.load(results / "sem_seg_evaluation.pth", weights_only=True)["mIoU"]
+    return folder
 
 
 def load_predictions(results: Path) -> dict[str, np.ndarray]:
@@ -146,7 +143,10 @@ def main() -> None:
         for method in METHODS
     }
     scores = {
-        method: (load_miou(folders[False]), load_miou(folders[True]))
+        method: tuple(
+            load_results(folders[enabled] / "results.json")["metrics"]["mIoU"]
+            for enabled in (False, True)
+        )
         for method, folders in results.items()
     }
     table = draw_table(scores)
@@ -158,7 +158,7 @@ def main() -> None:
     print(f"\nmIoU on {DATASET} ({count} synthetic scenes), percent\n\n{table}\n")
     print(f"Table:    {output / 'comparison.md'}, comparison.png")
     print(f"Pictures: {output / 'overview.png'}, scene_*.png")
-    print(f"Results:  {output}/*/inference/{DATASET}")
+    print(f"Results:  {output}/*/results.json, report.html")
     print(f"Time:     {time.perf_counter() - start:.0f} s")
 
 

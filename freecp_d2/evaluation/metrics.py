@@ -1,0 +1,175 @@
+"""Figures of a segmentation, and of a purification, from counts that can be summed over ranks."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+STAGES = {"redundancy": "kept_redundancy", "ambiguity": "kept"}
+"""Stage of the purification -> the key of the model's output with the classes left after it."""
+
+
+def confusion_matrix(
+    predicted: np.ndarray, truth: np.ndarray, num_classes: int, ignore_label: int
+) -> np.ndarray:
+    """Pixels by predicted (row) and true (column) class, without those of `ignore_label`.
+
+    Args:
+        predicted, truth: (H, W) integers, class ids from 0 to `num_classes` - 1.
+
+    Returns:
+        (num_classes, num_classes) int64.
+    """
+    counted = truth != ignore_label
+    cells = num_classes * predicted[counted] + truth[counted]
+    counts = np.bincount(cells, minlength=num_classes**2)
+    return counts.reshape(num_classes, num_classes)
+
+
+def class_ious(confusion: np.ndarray) -> np.ndarray:
+    """(K,) intersection over union in 0-1; NaN for a class neither present nor predicted.
+
+    A class that is predicted but never present has 0 (METHOD.md section 9).
+    """
+    hits = confusion.diagonal()
+    return _divide(hits, confusion.sum(axis=0) + confusion.sum(axis=1) - hits)
+
+
+def mean(values: np.ndarray) -> float:
+    """The mean of what is not NaN; NaN where nothing is left."""
+    values = values[~np.isnan(values)]
+    return float(values.mean()) if values.size else float("nan")
+
+
+def segmentation_metrics(confusion: np.ndarray, names: Sequence[str]) -> dict[str, float]:
+    """Percentages under Detectron2's names; what cannot be computed is NaN.
+
+    `mIoU` is the paper's: over the classes present or predicted. `mIoU-detectron2` is over the
+    classes present, and so are `mACC` and `fwIoU`.
+
+    Args:
+        confusion: see :func:`confusion_matrix`.
+        names: of the classes, for `IoU-name` and `ACC-name`.
+    """
+    truth = confusion.sum(axis=0)
+    ious = class_ious(confusion)
+    accuracies = _divide(confusion.diagonal(), truth)
+    present = truth > 0
+    total = truth.sum()
+    figures = {
+        "mIoU": mean(ious),
+        "mIoU-detectron2": mean(ious[present]),
+        "fwIoU": float((ious[present] * truth[present]).sum() / total) if total else np.nan,
+        "mACC": mean(accuracies),
+        "pACC": float(confusion.trace() / total) if total else np.nan,
+        **{f"IoU-{name}": float(iou) for name, iou in zip(names, ious, strict=True)},
+        **{f"ACC-{name}": float(acc) for name, acc in zip(names, accuracies, strict=True)},
+    }
+    return {key: 100 * value for key, value in figures.items()}
+
+
+@dataclass
+class Counts:
+    """What is counted over images; its size does not depend on how many they are.
+
+    Attributes:
+        confusion: see :func:`confusion_matrix`.
+        images: how many.
+        purified: images whose outputs say which classes stayed.
+        present: classes in the ground truth of those images, summed.
+        kept: stage -> classes that stayed after it, summed over images.
+        right: stage -> those of them in the ground truth.
+        losses, losses_right, losses_wrong: (loser, winner) -> images in which the ambiguity stage
+            let the class id `loser` lose to `winner`; those whose ground truth has the winner only;
+            those whose ground truth has the loser only.
+        seconds: stage of the model -> time.
+    """
+
+    confusion: np.ndarray
+    images: int = 0
+    purified: int = 0
+    present: int = 0
+    kept: Counter[str] = field(default_factory=Counter)
+    right: Counter[str] = field(default_factory=Counter)
+    losses: Counter[tuple[int, int]] = field(default_factory=Counter)
+    losses_right: Counter[tuple[int, int]] = field(default_factory=Counter)
+    losses_wrong: Counter[tuple[int, int]] = field(default_factory=Counter)
+    seconds: Counter[str] = field(default_factory=Counter)
+
+    def __iadd__(self, other: "Counts") -> "Counts":
+        for name, value in vars(other).items():
+            if isinstance(value, Counter):
+                getattr(self, name).update(value)
+            else:
+                setattr(self, name, getattr(self, name) + value)
+        return self
+
+    def add_purification(
+        self,
+        present: np.ndarray,
+        background: int,
+        kept: dict[str, np.ndarray],
+        losses: Iterable[tuple[int, int]],
+    ) -> None:
+        """Count an image.
+
+        Args:
+            present: (K,) bool, the classes in the ground truth.
+            background: how many of them, in front, are a scored background: 0 or 1. It is never
+                purified and does not count.
+            kept: stage -> (K - background,) bool.
+            losses: (loser, winner) class ids, 0 to K - 1; what is there twice, as from two windows,
+                counts once.
+        """
+        self.purified += 1
+        self.present += int(present[background:].sum())
+        for stage, classes in kept.items():
+            self.kept[stage] += int(classes.sum())
+            self.right[stage] += int((classes & present[background:]).sum())
+        for loser, winner in {(a, b) for a, b in losses if a != b}:
+            self.losses[loser, winner] += 1
+            self.losses_right[loser, winner] += int(present[winner] and not present[loser])
+            self.losses_wrong[loser, winner] += int(present[loser] and not present[winner])
+
+    def purification_metrics(self) -> dict[str, dict[str, float]]:
+        """Stage -> precision, recall and f1 in percent, and `classes`, how many stay on average.
+
+        Precision and recall are over all pairs of an image and a class. `truth` has the `classes`
+        of the ground truth. Empty where no output said which classes stayed.
+        """
+        if not self.purified:
+            return {}
+        metrics = {"truth": {"classes": self.present / self.purified}}
+        for stage, kept in self.kept.items():
+            right = self.right[stage]
+            metrics[stage] = {
+                "precision": _percent(right, kept),
+                "recall": _percent(right, self.present),
+                "f1": _percent(2 * right, kept + self.present),
+                "classes": kept / self.purified,
+            }
+        return metrics
+
+    def resolved(self, names: Sequence[str]) -> list[dict[str, Any]]:
+        """What the ambiguity stage decided, by class name, the most frequent first."""
+        pairs = sorted(self.losses, key=lambda pair: (-self.losses[pair], pair))
+        return [
+            {
+                "loser": names[pair[0]],
+                "winner": names[pair[1]],
+                "images": self.losses[pair],
+                "right": self.losses_right[pair],
+                "wrong": self.losses_wrong[pair],
+            }
+            for pair in pairs
+        ]
+
+
+def _divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.divide(a, b, out=np.full(len(a), np.nan), where=b > 0)
+
+
+def _percent(a: int, b: int) -> float:
+    return 100 * a / b if b else float("nan")

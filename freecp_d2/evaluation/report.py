@@ -1,0 +1,96 @@
+"""The HTML report of an evaluation: one file that needs no network."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import jinja2
+import numpy as np
+from detectron2.data.catalog import Metadata
+from detectron2.utils.visualizer import Visualizer
+from PIL import Image
+
+from ..data.mapper import read_image
+from .results import method_of, write_text
+
+PICTURE_SIDE = 480
+"""Images are made smaller until their long side is at most this many pixels."""
+MOST_PAIRS = 50
+"""So many of the pairs that the ambiguity stage decided are listed."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """An image to show: its file, its own mIoU in percent, and label maps (H, W)."""
+
+    file_name: str
+    score: float
+    predicted: np.ndarray
+    truth: np.ndarray
+
+
+def write_report(
+    path: Path,
+    results: Mapping[str, Any],
+    base: Mapping[str, Any] | None,
+    metadata: Metadata,
+    best: Sequence[Example],
+    worst: Sequence[Example],
+) -> None:
+    """Write the report.
+
+    Args:
+        results: what results.json holds.
+        base: the same of the base method alone, or None.
+        metadata: of the data set, for the names and colours of the pictures.
+        best, worst: images by their own mIoU.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader(__name__.rpartition(".")[0], ""),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["figure"] = _figure
+    runs = [run for run in (base, results) if run is not None]
+    html = environment.get_template("report.html").render(
+        results=results,
+        columns=[(method_of(run), run) for run in runs],
+        classes=list(zip(*(run["classes"] for run in runs), strict=True)),
+        pairs=results.get("ambiguous_losses", [])[:MOST_PAIRS],
+        sections=[
+            (title, [(example, draw(example, metadata)) for example in examples])
+            for title, examples in (("Best images", best), ("Worst images", worst))
+        ],
+    )
+    write_text(html, path)
+
+
+def draw(example: Example, metadata: Metadata) -> dict[str, str]:
+    """Title -> data URI of the image, the ground truth and the prediction."""
+    image = read_image(example.file_name)
+    height, width = example.truth.shape
+    scale = min(1.0, PICTURE_SIDE / max(height, width))
+    size = max(round(width * scale), 1), max(round(height * scale), 1)
+    image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    pictures = {"image": image}
+    for title, labels in (("ground truth", example.truth), ("prediction", example.predicted)):
+        labels = cv2.resize(labels.astype(np.uint16), size, interpolation=cv2.INTER_NEAREST)
+        pictures[title] = Visualizer(image, metadata).draw_sem_seg(labels).get_image()
+    return {title: _data_uri(picture) for title, picture in pictures.items()}
+
+
+def _data_uri(image: np.ndarray) -> str:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _figure(value: float | None, digits: int = 1) -> str:
+    """A number, or a dash where there is none."""
+    return "–" if value is None else f"{value:.{digits}f}"
