@@ -63,9 +63,12 @@ def load_benchmark(benchmark: Benchmark) -> list[dict]:
     has_mask = _stems(masks, layout.mask_suffix)
     listed = _lines(root / layout.file_list) if layout.file_list else has_mask
     if not listed:
-        raise FileNotFoundError(
-            f"{benchmark.dataset}: no *{layout.mask_suffix} in {masks}; {_advice(benchmark)}"
+        empty = (
+            f"{root / layout.file_list} names no image"
+            if layout.file_list
+            else f"no *{layout.mask_suffix} in {masks}"
         )
+        raise FileNotFoundError(f"{benchmark.dataset}: {empty}; {_advice(benchmark)}")
     _require(benchmark, "images", listed - _stems(images, layout.image_suffix), listed, images)
     _require(benchmark, "masks", listed - has_mask, listed, masks)
     if len(listed) != benchmark.num_images:
