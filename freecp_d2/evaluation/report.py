@@ -19,6 +19,8 @@ from .results import method_of, write_text
 
 PICTURE_SIDE = 480
 """Images are made smaller until their long side is at most this many pixels."""
+LEAST_SIDE = 16
+"""No side is drawn smaller; Detectron2's Visualizer does not draw two pixels."""
 MOST_PAIRS = 50
 """So many of the pairs that the ambiguity stage decided are listed."""
 
@@ -76,7 +78,7 @@ def draw(example: Example, metadata: Metadata) -> dict[str, str]:
     image = read_image(example.file_name)
     height, width = example.truth.shape
     scale = min(1.0, PICTURE_SIDE / max(height, width))
-    size = max(round(width * scale), 1), max(round(height * scale), 1)
+    size = [max(round(side * scale), LEAST_SIDE) for side in (width, height)]
     image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     pictures = {"image": image}
     for title, labels in (("ground truth", example.truth), ("prediction", example.predicted)):

@@ -1,41 +1,30 @@
-"""Mean IoU against brute force, against Detectron2's own evaluator, and with bad ground truth."""
+"""The evaluator's figures against brute force and Detectron2's, its files, and bad input."""
 
+import csv
+import gc
+import json
 import math
+import tempfile
+import tracemalloc
+from itertools import chain
+from pathlib import Path
 
 import numpy as np
+import pycocotools.mask
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 from detectron2.evaluation import SemSegEvaluator
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from freecp_d2.evaluation import MeanIoUEvaluator, load_label_map
+from freecp_d2.evaluation import FreeCPSemSegEvaluator, load_label_map
 
-NAME = "test_mean_iou"
-CLASSES = ["a", "b", "c", "d", "e"]
+CLASSES = ("a", "b", "c", "d", "e")
 IGNORE = 255
-
-
-@pytest.fixture
-def register(tmp_path):
-    """Write label maps and register them; returns Detectron2's records."""
-
-    def register(maps: list[np.ndarray]) -> list[dict]:
-        records = []
-        for i, labels in enumerate(maps):
-            file = str(tmp_path / f"{i}.png")
-            Image.fromarray(labels.astype(np.uint8)).save(file)
-            records.append({"file_name": f"image {i}", "sem_seg_file_name": file})
-        DatasetCatalog.register(NAME, lambda: records)
-        MetadataCatalog.get(NAME).set(
-            stuff_classes=CLASSES, ignore_label=IGNORE, evaluator_type="sem_seg"
-        )
-        return records
-
-    yield register
-    if NAME in DatasetCatalog:
-        DatasetCatalog.remove(NAME)
-    MetadataCatalog.pop(NAME, None)
+NAN = float("nan")
 
 
 def scores_of(labels: np.ndarray, channels: int = len(CLASSES)) -> torch.Tensor:
@@ -44,85 +33,259 @@ def scores_of(labels: np.ndarray, channels: int = len(CLASSES)) -> torch.Tensor:
     return one_hot.permute(2, 0, 1).float()
 
 
-def run(evaluator: SemSegEvaluator, records: list[dict], predictions: list[np.ndarray]) -> dict:
+def run(evaluator, name: str, outputs: list[dict]) -> dict[str, dict[str, float]]:
     evaluator.reset()
-    for record, labels in zip(records, predictions, strict=True):
-        evaluator.process([record], [{"sem_seg": scores_of(labels)}])
-    return evaluator.evaluate()["sem_seg"]
+    for record, output in zip(DatasetCatalog.get(name), outputs, strict=True):
+        evaluator.process([record], [output])
+    return evaluator.evaluate()
 
 
-def brute_force(truths: list[np.ndarray], predictions: list[np.ndarray]) -> float:
-    ious = []
-    for k in range(len(CLASSES)):
-        intersection = union = 0
-        for truth, predicted in zip(truths, predictions, strict=True):
-            for t, p in zip(truth.flat, predicted.flat, strict=True):
-                if t != IGNORE:
-                    intersection += t == k and p == k
-                    union += t == k or p == k
-        if union:
-            ious.append(intersection / union)
-    return 100 * sum(ious) / len(ious)
+def run_maps(name: str, predictions: list[np.ndarray], **options) -> dict[str, float]:
+    outputs = [{"label_map": torch.from_numpy(labels)} for labels in predictions]
+    return run(FreeCPSemSegEvaluator(name, **options), name, outputs)["sem_seg"]
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_brute_force(register, seed):
-    rng = np.random.default_rng(seed)
-    sizes = [(9, 7), (5, 12), (1, 1)]
-    truths = [rng.choice([0, 1, 2, IGNORE], size) for size in sizes]  # 3 and 4 are never present
-    predictions = [rng.integers(0, 4, size) for size in sizes]  # 3 is predicted, 4 is not
-    records = register(truths)
-    result = run(MeanIoUEvaluator(NAME), records, predictions)
-    assert result["mIoU"] == pytest.approx(brute_force(truths, predictions))
+def brute_force(truths: list[np.ndarray], predictions: list[np.ndarray]) -> dict[str, float]:
+    """All figures in percent, pixel by pixel."""
+    maps = zip(truths, predictions, strict=True)
+    pixels = list(chain.from_iterable(zip(t.flat, p.flat, strict=True) for t, p in maps))
+    pixels = [(t, p) for t, p in pixels if t != IGNORE]
+
+    def share(part: int, whole: int) -> float:
+        return 100 * part / whole if whole else NAN
+
+    def average(values: list[float]) -> float:
+        values = [value for value in values if not math.isnan(value)]
+        return sum(values) / len(values) if values else NAN
+
+    hits = [sum(t == k == p for t, p in pixels) for k in range(len(CLASSES))]
+    union = [sum(k in (t, p) for t, p in pixels) for k in range(len(CLASSES))]
+    truth = [sum(t == k for t, _ in pixels) for k in range(len(CLASSES))]
+    ious = list(map(share, hits, union))
+    accuracies = list(map(share, hits, truth))
+    present = [iou for iou, count in zip(ious, truth, strict=True) if count]
+    weighted = [iou * n for iou, n in zip(ious, truth, strict=True) if n]
+    return {
+        "mIoU": average(ious),
+        "mIoU-detectron2": average(present),
+        "fwIoU": sum(weighted) / len(pixels) if pixels else NAN,
+        "mACC": average(accuracies),
+        "pACC": share(sum(hits), len(pixels)),
+        **{f"IoU-{name}": iou for name, iou in zip(CLASSES, ious, strict=True)},
+        **{f"ACC-{name}": accuracy for name, accuracy in zip(CLASSES, accuracies, strict=True)},
+    }
 
 
-def test_a_predicted_but_absent_class_counts_zero(register):
-    truth = np.array([[0, 0], [1, 1]])
-    records = register([truth])
-    result = run(MeanIoUEvaluator(NAME), records, [np.array([[0, 0], [1, 2]])])
+@st.composite
+def label_maps(draw) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(truth, prediction) of a few images; some classes may be absent, some pixels are ignored."""
+    images = []
+    for _ in range(draw(st.integers(1, 3))):
+        size = draw(st.tuples(st.integers(1, 7), st.integers(1, 7)))
+        truth = draw(arrays(np.int64, size, elements=st.sampled_from([0, 1, 2, 3, IGNORE])))
+        predicted = draw(arrays(np.int64, size, elements=st.sampled_from([0, 1, 2, 4])))
+        images.append((truth, predicted))
+    return images
+
+
+@settings(max_examples=40, deadline=None)
+@given(images=label_maps())
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # Detectron2's, where nothing is present
+def test_metrics_are_the_brute_force_and_detectron2s(register, images):
+    truths, predictions = zip(*images, strict=True)
+    with tempfile.TemporaryDirectory() as folder:
+        name = register(Path(folder), truths)
+        ours = run_maps(name, predictions)
+        scores = [{"sem_seg": scores_of(labels)} for labels in predictions]
+        assert run(FreeCPSemSegEvaluator(name), name, scores)["sem_seg"] == pytest.approx(
+            ours, abs=0, rel=0, nan_ok=True
+        )
+        theirs = SemSegEvaluator(name, sem_seg_loading_fn=load_label_map)
+        theirs = run(theirs, name, scores)["sem_seg"]
+    assert ours == pytest.approx(brute_force(truths, predictions), abs=1e-9, rel=0, nan_ok=True)
+    theirs["mIoU-detectron2"] = theirs.pop("mIoU")
+    for key, value in ours.items():
+        absent_but_predicted = key.startswith("IoU-") and math.isnan(theirs[key]) and value == 0
+        if key != "mIoU" and not absent_but_predicted:
+            assert value == pytest.approx(theirs[key], abs=1e-9, nan_ok=True), key
+
+
+def test_a_predicted_but_absent_class_counts_zero(register, tmp_path):
+    name = register(tmp_path, [np.array([[0, 0], [1, 1]])])
+    result = run_maps(name, [np.array([[0, 0], [1, 2]])])
     assert result["mIoU"] == pytest.approx(100 * (1 + 0.5 + 0) / 3)
     assert result["mIoU-detectron2"] == pytest.approx(100 * (1 + 0.5) / 2)
 
 
-def test_ignored_pixels_do_not_count(register):
-    records = register([np.array([[0, 0], [IGNORE, IGNORE]])])
-    result = run(MeanIoUEvaluator(NAME), records, [np.array([[0, 0], [3, 4]])])
-    assert result["mIoU"] == pytest.approx(100)
+def test_classes_predicted_on_ignored_pixels_are_not_predicted(register, tmp_path):
+    name = register(tmp_path, [np.array([[0, 0], [IGNORE, IGNORE]])])
+    assert run_maps(name, [np.array([[0, 0], [3, 4]])])["mIoU"] == pytest.approx(100)
 
 
-@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
-def test_everything_ignored_is_not_a_number(register):
-    records = register([np.full((2, 2), IGNORE)])
-    assert math.isnan(run(MeanIoUEvaluator(NAME), records, [np.zeros((2, 2), int)])["mIoU"])
+PRESENT = ([0, 1], [1, 2], [3])
+KEPT = (
+    {"kept_redundancy": [0, 1, 4], "kept": [0, 4], "ambiguous_losses": [(1, 0), (1, 4), (1, 0)]},
+    {"kept_redundancy": [1, 2, 3], "kept": [1], "ambiguous_losses": [(2, 1), (3, 1)]},
+    {"kept_redundancy": [], "kept": [], "ambiguous_losses": [(1, 4), (2, 2)]},
+)
 
 
-def test_the_other_figures_are_detectron2s(register, tmp_path):
+@pytest.mark.parametrize("background", [0, 1])
+def test_purification_by_hand(register, tmp_path, background):
+    """With a scored background, its id 0 is everywhere and counts nowhere."""
+    classes = ["background"] * background + list(CLASSES)
+    truths = [np.array([[*ids, IGNORE]]) for ids in PRESENT]
+    truths = [np.where(t == IGNORE, IGNORE, t + background) for t in truths]
+    truths = [np.hstack([t, np.zeros((1, background), int)]) for t in truths]
+    name = register(tmp_path, truths, stuff_classes=classes)
+    outputs = []
+    for truth, sets in zip(truths, KEPT, strict=True):
+        output = {"label_map": torch.zeros(truth.shape, dtype=torch.long)}
+        for key in ("kept_redundancy", "kept"):
+            output[key] = torch.tensor([i in sets[key] for i in range(len(CLASSES))])
+        outputs.append({**output, "ambiguous_losses": sets["ambiguous_losses"]})
+    found = run(FreeCPSemSegEvaluator(name, output_dir=tmp_path / "out"), name, outputs)
+    expected = {"truth/classes": sum(map(len, PRESENT)) / 3}
+    for stage, key in (("redundancy", "kept_redundancy"), ("ambiguity", "kept")):
+        kept = [set(sets[key]) for sets in KEPT]
+        right = sum(len(k & set(p)) for k, p in zip(kept, PRESENT, strict=True))
+        precision, recall = right / sum(map(len, kept)), right / sum(map(len, PRESENT))
+        expected[f"{stage}/precision"] = 100 * precision
+        expected[f"{stage}/recall"] = 100 * recall
+        expected[f"{stage}/f1"] = 100 * 2 * precision * recall / (precision + recall)
+        expected[f"{stage}/classes"] = sum(map(len, kept)) / 3
+    assert found["purification"] == pytest.approx(expected, abs=1e-9)
+
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["purification"]["ambiguity"]["classes"] == 1
+    pairs = {(p["loser"], p["winner"]): p for p in results["ambiguous_losses"]}
+    counts = {key: (p["images"], p["right"], p["wrong"]) for key, p in pairs.items()}
+    assert counts == {
+        ("b", "e"): (2, 0, 1),  # wrong in the first image; neither is in the third
+        ("b", "a"): (1, 0, 0),  # both are there
+        ("c", "b"): (1, 0, 0),
+        ("d", "b"): (1, 1, 0),
+    }
+    assert next(iter(pairs)) == ("b", "e")
+
+
+def test_outputs_without_kept_classes_have_no_purification(register, tmp_path):
+    truth = np.zeros((2, 2), int)
+    name = register(tmp_path, [truth])
+    evaluator = FreeCPSemSegEvaluator(name, output_dir=tmp_path / "out")
+    assert set(run(evaluator, name, [{"sem_seg": scores_of(truth)}])) == {"sem_seg"}
+    assert "purification" not in evaluator.results
+
+
+def test_results_are_written(register, tmp_path):
     rng = np.random.default_rng(0)
-    truths = [rng.integers(0, 5, (8, 6)) for _ in range(2)]
-    predictions = [rng.integers(0, 5, (8, 6)) for _ in range(2)]
-    records = register(truths)
-    theirs = SemSegEvaluator(NAME, sem_seg_loading_fn=load_label_map)
-    theirs = run(theirs, records, predictions)
-    boundary = run(MeanIoUEvaluator(NAME, boundary_iou=True), records, predictions)
-    assert boundary.pop("mIoU-detectron2") == theirs["mIoU"]
-    assert boundary == pytest.approx(theirs)
-    plain = run(MeanIoUEvaluator(NAME, output_dir=str(tmp_path / "out")), records, predictions)
-    assert not any("Boundary" in key for key in plain)
-    assert plain.items() <= {**boundary, "mIoU-detectron2": theirs["mIoU"]}.items()
-    saved = torch.load(tmp_path / "out" / "sem_seg_evaluation.pth", weights_only=True)
-    assert saved == plain
-    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
-        "sem_seg_evaluation.pth",
-        "sem_seg_predictions.json",
-    ]
+    truths = [rng.choice([0, 1, IGNORE], (6, 5)) for _ in range(3)]
+    predictions = [rng.choice([0, 1, 3], (6, 5)) for _ in range(3)]
+    name = register(tmp_path, truths)
+    seconds = {"encode": 5.0}
+    evaluator = FreeCPSemSegEvaluator(
+        name,
+        output_dir=tmp_path / "out",
+        facts={"method": "sclip", "enabled": True},
+        stage_seconds=lambda: seconds,
+    )
+    evaluator.reset()
+    for record, labels in zip(DatasetCatalog.get(name), predictions, strict=True):
+        evaluator.process([record], [{"label_map": torch.from_numpy(labels)}])
+    seconds.update(encode=11.0, merge=1.5)
+    evaluator.evaluate()
+
+    files = {path.name: path for path in (tmp_path / "out").iterdir()}
+    assert sorted(files) == ["per_class.csv", "report.html", "results.json"]
+    text = files["results.json"].read_text()
+    results = json.loads(text)
+    expected = brute_force(truths, predictions)
+    assert results == evaluator.results
+    assert (results["dataset"], results["images"], results["method"]) == (name, 3, "sclip")
+    assert results["metrics"]["mIoU"] == pytest.approx(expected["mIoU"], abs=1e-9)
+    assert results["seconds_per_image"] == {"encode": 2.0, "merge": 0.5}
+    assert "NaN" not in text and results["classes"][2]["IoU"] is None
+    assert results["classes"][3]["IoU"] == 0
+    with files["per_class.csv"].open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["name"] for row in rows] == list(CLASSES)
+    assert float(rows[0]["IoU"]) == pytest.approx(expected["IoU-a"], abs=1e-9)
+    assert rows[2]["IoU"] == "" and float(rows[3]["IoU"]) == 0
+    assert int(rows[1]["pixels"]) == sum(int((truth == 1).sum()) for truth in truths)
+
+
+def test_everything_ignored_is_null(register, tmp_path):
+    name = register(tmp_path, [np.full((2, 2), IGNORE)])
+    result = run_maps(name, [np.zeros((2, 2), int)], output_dir=tmp_path / "out")
+    assert math.isnan(result["mIoU"])
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert set(results["metrics"].values()) == {None}
+
+
+def test_coco_predictions_decode_to_the_label_maps(register, tmp_path):
+    rng = np.random.default_rng(1)
+    predictions = [rng.integers(0, 5, size) for size in [(9, 4), (3, 8)]]
+    category_ids = [11, 3, 90, 7, 182]
+    name = register(
+        tmp_path,
+        [np.zeros_like(labels) for labels in predictions],
+        stuff_dataset_id_to_contiguous_id={c: i for i, c in enumerate(category_ids)},
+    )
+    run_maps(name, predictions, output_dir=tmp_path / "out", coco_predictions=True)
+    assert not list((tmp_path / "out").glob("*.part"))
+    segments = json.loads((tmp_path / "out" / "sem_seg_predictions.json").read_text())
+    for record, labels in zip(DatasetCatalog.get(name), predictions, strict=True):
+        decoded = np.full(labels.shape, -1)
+        for segment in segments:
+            if segment["image_id"] == record["image_id"]:
+                assert segment["file_name"] == record["file_name"]
+                mask = pycocotools.mask.decode(segment["segmentation"]) > 0
+                assert (decoded[mask] == -1).all()
+                decoded[mask] = category_ids.index(segment["category_id"])
+        np.testing.assert_array_equal(decoded, labels)
+
+
+def test_a_class_without_category_id_is_named(register, tmp_path):
+    ids = {i: i for i in range(4)}
+    name = register(tmp_path, [np.zeros((1, 1))], stuff_dataset_id_to_contiguous_id=ids)
+    with pytest.raises(ValueError, match="no id of 'e'"):
+        FreeCPSemSegEvaluator(name, output_dir=tmp_path / "out", coco_predictions=True)
+
+
+def test_memory_does_not_grow_with_the_number_of_images(register, tmp_path):
+    rng = np.random.default_rng(0)
+    name = register(tmp_path, rng.integers(0, 5, (1000, 24, 32)))
+    records = DatasetCatalog.get(name)
+    evaluator = FreeCPSemSegEvaluator(name, output_dir=tmp_path / "out", coco_predictions=True)
+    evaluator.reset()
+    used = {}
+    tracemalloc.start()
+    try:
+        for count, record in enumerate(records, start=1):
+            output = {
+                "label_map": torch.from_numpy(rng.integers(0, 5, (24, 32))),
+                "kept_redundancy": torch.from_numpy(rng.random(5) < 0.8),
+                "kept": torch.from_numpy(rng.random(5) < 0.6),
+                "ambiguous_losses": [tuple(rng.permutation(5)[:2].tolist())],
+            }
+            evaluator.process([record], [output])
+            if count in (200, 1000):
+                gc.collect()
+                used[count] = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert used[1000] - used[200] < 32 * 1024  # 800 label maps would be 600 KB as bytes
+    evaluator.evaluate()
+    assert evaluator.results["images"] == 1000
+    assert len(json.loads((tmp_path / "out" / "sem_seg_predictions.json").read_text())) == 5000
 
 
 def test_missing_ground_truth_is_found_before_inference(register, tmp_path):
-    register([np.zeros((2, 2))] * 3)
+    name = register(tmp_path, [np.zeros((2, 2))] * 3)
     (tmp_path / "1.png").unlink()
     (tmp_path / "2.png").unlink()
     with pytest.raises(FileNotFoundError, match="2 of 3") as error:
-        MeanIoUEvaluator(NAME)
+        FreeCPSemSegEvaluator(name)
     assert str(tmp_path / "1.png") in str(error.value) and "\n" not in str(error.value)
 
 
@@ -152,21 +315,26 @@ def no_class(path) -> None:
     ],
 )
 def test_bad_ground_truth_is_named(register, tmp_path, spoil, said):
-    truth = np.zeros((2, 2), int)
-    records = register([truth])
+    name = register(tmp_path, [np.zeros((2, 2))])
     spoil(tmp_path / "0.png")
     with pytest.raises(ValueError, match=said) as error:
-        run(MeanIoUEvaluator(NAME), records, [truth])
+        run_maps(name, [np.zeros((2, 2), int)])
     assert str(tmp_path / "0.png") in str(error.value) and "\n" not in str(error.value)
 
 
-def test_another_number_of_classes(register):
-    truth = np.zeros((2, 2), int)
-    records = register([truth])
-    evaluator = MeanIoUEvaluator(NAME)
-    evaluator.reset()
-    with pytest.raises(ValueError, match=f"{NAME}.* 7 classes.* 5; .*MODEL.FREECP.VOCABULARY"):
-        evaluator.process(records, [{"sem_seg": scores_of(truth, 7)}])
+@pytest.mark.parametrize(
+    "output",
+    [
+        {"sem_seg": torch.zeros(7, 2, 2)},
+        {"label_map": torch.full((2, 2), 6)},
+        {"label_map": torch.zeros(2, 2, dtype=torch.long), "kept": torch.ones(7, dtype=torch.bool)},
+    ],
+)
+def test_another_number_of_classes(register, tmp_path, output):
+    name = register(tmp_path, [np.zeros((2, 2))])
+    evaluator = FreeCPSemSegEvaluator(name)
+    with pytest.raises(ValueError, match=f"{name}.* 7 classes.* 5; .*MODEL.FREECP.VOCABULARY"):
+        run(evaluator, name, [output])
 
 
 @pytest.mark.parametrize("mode", ["P", "I;16", "1"])
