@@ -2,12 +2,32 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .. import ops
 from ..clip import DenseCLIP, DenseFeatures
 from . import stages
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The classes of B windows after redundancy purification (METHOD.md steps 2 to 5).
+
+    Attributes:
+        probabilities: (B, Q, h, w) of all queries, the background's first.
+        refined: (B, C, h, w) in [0, 1].
+        consistency: (B, C) of probabilities and refined maps.
+        kept: (B, C) bool, the classes that stay.
+        kept_on_host: the same in NumPy.
+    """
+
+    probabilities: Tensor
+    refined: Tensor
+    consistency: Tensor
+    kept: Tensor
+    kept_on_host: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -21,6 +41,8 @@ class PurifiedMaps:
         refined: (B, C, h, w) in [0, 1], before purification.
         consistency: (B, C) of probabilities and refined maps.
         probabilities: (B, Q, h, w) of all queries, the background's first.
+        beaten_by: (B, C) int64, for a class that ambiguity purification removed the look-alike that
+            won; -1 for others.
     """
 
     maps: Tensor
@@ -29,6 +51,22 @@ class PurifiedMaps:
     refined: Tensor
     consistency: Tensor
     probabilities: Tensor
+    beaten_by: Tensor
+
+
+class NonFiniteInput(ValueError):
+    """NaN or infinity in what the head was given.
+
+    Attributes:
+        window: the first window of the batch that has it; None: it is in the text features.
+    """
+
+    def __init__(self, where: str, window: int | None = None):
+        super().__init__(
+            f"NaN or infinity in the {where}: check the weights (MODEL.CLIP.PRETRAINED), or use "
+            "MODEL.CLIP.PRECISION fp32"
+        )
+        self.window = window
 
 
 class PurificationHead(nn.Module):
@@ -73,7 +111,9 @@ class PurificationHead(nn.Module):
         descriptions: Tensor,
         encoder: DenseCLIP,
     ) -> PurifiedMaps:
-        """Purify the classes of a batch of windows.
+        """Purify the classes of a batch of windows: :meth:`select`, then :meth:`resolve`.
+
+        The device is waited for twice: once after step 5 and once in step 6.
 
         Args:
             images: (B, 3, H, W) the normalised windows that `features` were computed from.
@@ -83,33 +123,52 @@ class PurificationHead(nn.Module):
             encoder: encodes the crops.
 
         Raises:
-            ValueError: NaN or infinity in the features or the text, or no class among the queries.
+            ValueError: NaN or infinity in the features or the text (:class:`NonFiniteInput`), or
+                no class among the queries.
         """
-        _require_finite("patch features", features.patches)
-        _require_finite("attention", features.attention)
-        _require_finite("text features", text)
-        _require_finite("description features", descriptions)
+        candidates = self.select(features, text, descriptions, encoder.logit_scale)
+        return self.resolve(images, candidates, descriptions, encoder)
+
+    @torch.no_grad()
+    def select(
+        self, features: DenseFeatures, text: Tensor, descriptions: Tensor, logit_scale: float
+    ) -> Candidates:
+        """Redundancy purification. Arguments and errors are those of :meth:`forward`."""
         if len(text) <= self.num_background:
             raise ValueError(
                 f"{len(text)} queries, {self.num_background} of them background: name a class"
             )
-        probabilities, normalized = stages.class_activation_maps(
-            features.patches, text, encoder.logit_scale, features.grid
+        probabilities, refined, consistency, kept = stages.select_candidates(
+            features.patches,
+            features.attention,
+            text,
+            logit_scale,
+            features.grid,
+            self.num_background,
+            self.redundancy_threshold,
+            self.box_full_extent,
         )
-        normalized = normalized[:, self.num_background :]
-        mask = ops.box_mask(normalized, full_extent=self.box_full_extent)
-        refined = ops.refine(ops.sinkhorn_affinity(features.attention), normalized, mask)
-        consistency = stages.consistency(probabilities[:, self.num_background :], refined)
+        if not self.redundancy:
+            kept = torch.ones_like(kept)
+        windows_finite = consistency.isfinite().all(dim=1)
+        finite = torch.stack([descriptions.isfinite().all(), windows_finite.all()])
+        kept_on_host, finite_on_host = stages.to_host([kept, finite])
+        if not finite_on_host.all():
+            raise _non_finite(features, text, descriptions)
+        return Candidates(probabilities, refined, consistency, kept, kept_on_host > 0)
 
-        kept_redundancy = torch.ones_like(consistency, dtype=torch.bool)
-        if self.redundancy:
-            kept_redundancy = consistency > self.redundancy_threshold
-        kept = kept_redundancy
+    @torch.no_grad()
+    def resolve(
+        self, images: Tensor, candidates: Candidates, descriptions: Tensor, encoder: DenseCLIP
+    ) -> PurifiedMaps:
+        """Ambiguity purification. Arguments are those of :meth:`forward`."""
+        refined, kept = candidates.refined, candidates.kept
+        beaten_by = torch.full(kept.shape, -1, device=kept.device)
         if self.ambiguity:
-            kept = stages.resolve_ambiguity(
+            kept, beaten_by = stages.resolve_ambiguity(
                 images,
                 refined,
-                kept_redundancy,
+                candidates.kept_on_host,
                 descriptions[self.num_background :],
                 lambda crops: torch.cat(
                     [encoder.encode_cls(part) for part in crops.split(self.crop_batch_size)]
@@ -121,16 +180,24 @@ class PurificationHead(nn.Module):
         return PurifiedMaps(
             maps=refined * kept[:, :, None, None],
             kept=kept,
-            kept_redundancy=kept_redundancy,
+            kept_redundancy=candidates.kept,
             refined=refined,
-            consistency=consistency,
-            probabilities=probabilities,
+            consistency=candidates.consistency,
+            probabilities=candidates.probabilities,
+            beaten_by=beaten_by,
         )
 
 
-def _require_finite(name: str, values: Tensor) -> None:
-    if not values.isfinite().all():
-        raise ValueError(
-            f"NaN or infinity in the {name}: check the weights (MODEL.CLIP.PRETRAINED), or use "
-            "MODEL.CLIP.PRECISION fp32"
-        )
+def _non_finite(features: DenseFeatures, text: Tensor, descriptions: Tensor) -> NonFiniteInput:
+    """The error that says where NaN or infinity is."""
+    for where, values in (("text features", text), ("description features", descriptions)):
+        if not values.isfinite().all():
+            return NonFiniteInput(where)
+    for where, values in (
+        ("patch features", features.patches),
+        ("attention", features.attention),
+    ):
+        finite = values.isfinite().flatten(1).all(dim=1).tolist()
+        if not all(finite):
+            return NonFiniteInput(where, finite.index(False))
+    return NonFiniteInput("affinity, of whose attention a whole row or column is zero")

@@ -1,10 +1,14 @@
 """The stages of class purification as functions of tensors (METHOD.md steps 2 to 6).
 
 B counts windows, Q text queries, C the queries that are not background, and (h, w) is the grid.
+Nothing here waits for a device but :func:`to_host`: :func:`select_candidates` (steps 2 to 5) never
+calls it, and :func:`resolve_ambiguity` (step 6) calls it once.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.sparse.csgraph import connected_components
@@ -13,6 +17,20 @@ from torch import Tensor
 from .. import ops
 
 CROP_SIZE = (112, 112)
+
+
+def to_host(tensors: Sequence[Tensor]) -> list[np.ndarray]:
+    """The tensors as float32 arrays by one transfer: their device is waited for once."""
+    flat = torch.cat([tensor.flatten().float() for tensor in tensors]).cpu().numpy()
+    ends = np.cumsum([tensor.numel() for tensor in tensors])
+    parts = np.split(flat, ends[:-1])
+    return [part.reshape(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+def to_device(values: Any, device: torch.device) -> Tensor:
+    """A tensor of integers or bools on `device`, without waiting for it."""
+    tensor = torch.as_tensor(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def class_activation_maps(
@@ -28,7 +46,8 @@ def class_activation_maps(
         probabilities (B, Q, h, w), which sum to 1 over the queries, and the same mapped to [0, 1]
         with one minimum and maximum a window. Equal probabilities everywhere map to 0.
     """
-    probabilities = (logit_scale * patches @ text.T).softmax(dim=-1)
+    with torch.autocast(patches.device.type, enabled=False):
+        probabilities = (logit_scale * patches @ text.T).softmax(dim=-1)
     probabilities = probabilities.transpose(1, 2).unflatten(2, grid)
     low = probabilities.amin(dim=(1, 2, 3), keepdim=True)
     span = probabilities.amax(dim=(1, 2, 3), keepdim=True) - low
@@ -48,31 +67,62 @@ def consistency(probabilities: Tensor, refined: Tensor) -> Tensor:
     return overlap / (probabilities.sum(dim=(2, 3)) + refined.sum(dim=(2, 3)) + 1e-8)
 
 
-def ambiguous_groups(maps: Tensor, threshold: float) -> list[list[int]]:
+def select_candidates(
+    patches: Tensor,
+    attention: Tensor,
+    text: Tensor,
+    logit_scale: float,
+    grid: tuple[int, int],
+    num_background: int,
+    redundancy_threshold: float,
+    full_extent: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Redundancy purification, METHOD.md steps 2 to 5. `torch.compile` takes it as one graph.
+
+    Args:
+        patches: (B, N, D) of unit length.
+        attention: (B, N, N) of patches to patches.
+        text: (Q, D) of unit length, the background's first.
+        num_background: how many of the queries are background.
+        redundancy_threshold: classes stay whose consistency is above this.
+        full_extent: see :func:`freecp_d2.ops.box_mask`.
+
+    Returns:
+        probabilities (B, Q, h, w), refined maps (B, C, h, w), consistency (B, C) and which classes
+        stay (B, C). NaN or infinity in a window's features makes its consistency NaN.
+    """
+    probabilities, normalized = class_activation_maps(patches, text, logit_scale, grid)
+    normalized = normalized[:, num_background:]
+    mask = ops.box_mask(normalized, full_extent=full_extent)
+    refined = ops.refine(ops.sinkhorn_affinity(attention), normalized, mask)
+    score = consistency(probabilities[:, num_background:], refined)
+    return probabilities, refined, score, score > redundancy_threshold
+
+
+def ambiguous_groups(soft_iou: np.ndarray, threshold: float) -> list[np.ndarray]:
     """Groups of look-alike classes in one window (METHOD.md step 6).
 
     Args:
-        maps: (M, h, w) refined maps of the classes that stayed.
+        soft_iou: (M, M) of the refined maps of the classes that stayed.
         threshold: classes of at least this soft IoU are linked.
 
     Returns:
-        The connected components of that graph, as lists of indices into `maps`.
+        The connected components of that graph, as sorted indices.
     """
-    linked = (ops.soft_iou(maps) >= threshold).cpu().numpy()
-    count, component = connected_components(linked, directed=False)
-    return [(component == i).nonzero()[0].tolist() for i in range(count)]
+    count, component = connected_components(soft_iou >= threshold, directed=False)
+    return [(component == i).nonzero()[0] for i in range(count)]
 
 
 def resolve_ambiguity(
     images: Tensor,
     refined: Tensor,
-    kept: Tensor,
+    kept: np.ndarray,
     descriptions: Tensor,
     encode: Callable[[Tensor], Tensor],
     patch_size: tuple[int, int],
     threshold: float,
     full_extent: bool = False,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Keep of every group of look-alike classes those that win a crop (METHOD.md step 6).
 
     Args:
@@ -87,44 +137,74 @@ def resolve_ambiguity(
         full_extent: see :func:`freecp_d2.ops.component_boxes`.
 
     Returns:
-        (B, C) bool, the classes that stay.
+        (B, C) bool, the classes that stay; and (B, C) int64, for a class that goes the one of its
+        group that won a crop with the highest score, -1 for others. Both on the device of `refined`.
     """
-    windows: list[int] = []
-    groups: list[Tensor] = []
-    winners = torch.zeros_like(kept)
-    for window, classes in enumerate(kept):
-        classes = classes.nonzero()[:, 0]
-        if len(classes) < 2:
-            winners[window, classes] = True
-            continue
-        for group in ambiguous_groups(refined[window, classes], threshold):
-            members = classes[group]
-            if len(group) == 1:
-                winners[window, members] = True
-            else:
-                windows.append(window)
-                groups.append(members)
-    if not groups:
-        return winners
-
-    averages = torch.stack(
-        [refined[window, members].mean(0) for window, members in zip(windows, groups, strict=True)]
-    )
+    device = refined.device
+    winners, groups = kept.copy(), []
+    crowded = kept.sum(axis=1) > 1
+    if crowded.any():
+        groups, averages = _groups(refined, kept & crowded[:, None], threshold)
     height, width = patch_size
-    crops, crop_groups = [], []
-    for group, x0, y0, x1, y1 in ops.component_boxes(averages, full_extent=full_extent).tolist():
-        if x1 <= x0 or y1 <= y0:
-            winners[windows[group], groups[group]] = True
-            continue
-        rows, columns = slice(y0 * height, y1 * height), slice(x0 * width, x1 * width)
-        crop = images[windows[group], :, rows, columns]
-        crops.append(F.interpolate(crop[None], CROP_SIZE, mode="bilinear", align_corners=False))
-        crop_groups.append(group)
-    if not crops:
-        return winners
+    crops, owners = [], []
+    if groups:
+        boxes = ops.component_boxes(averages, full_extent=full_extent).tolist()
+        whole = {group for group, x0, y0, x1, y1 in boxes if x1 <= x0 or y1 <= y0}
+        for index, (window, members) in enumerate(groups):
+            winners[window, members] = index in whole
+        for group, x0, y0, x1, y1 in boxes:
+            if x1 > x0 and y1 > y0:
+                rows, columns = slice(y0 * height, y1 * height), slice(x0 * width, x1 * width)
+                crop = images[groups[group][0]][None, :, rows, columns]
+                crops.append(F.interpolate(crop, CROP_SIZE, mode="bilinear", align_corners=False))
+                owners.append(group)
+    stays = to_device(winners, device).flatten()
+    beaten_by = torch.full(stays.shape, -1, device=device)
+    if crops:
+        count = kept.shape[1]
+        competitors = to_device(_pad([members for _, members in groups]), device)
+        first = to_device([window * count for window, _ in groups], device)[:, None]
+        owner = to_device(owners, device)
+        members = competitors[owner]
+        embeddings = encode(torch.cat(crops))
+        with torch.autocast(device.type, enabled=False):
+            similarity = embeddings @ descriptions.T
+        similarity = similarity.gather(1, members.clamp(min=0)).masked_fill(members < 0, -torch.inf)
+        score, best = similarity.max(dim=1)
+        winner = members.gather(1, best[:, None])
+        stays.index_fill_(0, (first[owner] + winner)[:, 0], True)
+        # Of a group's winners the one with the highest score.
+        top = score.new_full((len(groups),), -torch.inf).scatter_reduce_(0, owner, score, "amax")
+        winner = winner[:, 0].where(score == top[owner], -1)
+        champion = winner.new_full((len(groups),), -1).scatter_reduce_(0, owner, winner, "amax")
+        position = (first + competitors).where(competitors >= 0, first + competitors[:, :1])
+        beaten_by.index_put_((position,), champion[:, None].expand_as(position))
+    stays, beaten_by = stays.view(kept.shape), beaten_by.view(kept.shape)
+    return stays, beaten_by.masked_fill(stays, -1)
 
-    similarity = encode(torch.cat(crops)) @ descriptions.T
-    for scores, group in zip(similarity, crop_groups, strict=True):
-        members = groups[group]
-        winners[windows[group], members[scores[members].argmax()]] = True
-    return winners
+
+def _groups(
+    refined: Tensor, kept: np.ndarray, threshold: float
+) -> tuple[list[tuple[int, np.ndarray]], Tensor]:
+    """Windows and members of groups of several classes, and their average maps, on the host."""
+    window_of, class_of = kept.nonzero()
+    counts = kept.sum(axis=1)
+    candidates = refined[to_device(window_of, refined.device), to_device(class_of, refined.device)]
+    own = candidates.split(counts.tolist())
+    maps, *matrices = to_host([candidates, *(ops.soft_iou(m) for m in own if len(m))])
+    groups, averages, start = [], [], 0
+    for window, matrix in zip(counts.nonzero()[0], matrices, strict=True):
+        for group in ambiguous_groups(matrix, threshold):
+            if len(group) > 1:
+                groups.append((int(window), class_of[start + group]))
+                averages.append(maps[start + group].mean(0))
+        start += len(matrix)
+    return groups, torch.from_numpy(np.stack(averages) if averages else maps[:0])
+
+
+def _pad(lists: Sequence[np.ndarray]) -> np.ndarray:
+    """Rows of one length, filled up with -1."""
+    padded = np.full((len(lists), max(map(len, lists))), -1)
+    for row, values in zip(padded, lists, strict=True):
+        row[: len(values)] = values
+    return padded

@@ -1,10 +1,17 @@
 """The stages against brute force and properties."""
 
+import math
+from contextlib import contextmanager
+
+import numpy as np
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from freecp_d2.purification import stages
+from freecp_d2 import ops
+from freecp_d2.purification import PurificationHead, stages
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -39,8 +46,8 @@ def test_consistency_is_the_formula():
 @given(st.integers(0, 1000), st.integers(1, 8), st.floats(0.2, 0.9))
 def test_groups_are_the_classes_that_links_reach(seed, count, threshold):
     maps = random(count, 3, 3, seed=seed) ** 2
-    groups = stages.ambiguous_groups(maps, threshold)
-    assert sorted(sum(groups, [])) == list(range(count))
+    groups = stages.ambiguous_groups(ops.soft_iou(maps).numpy(), threshold)
+    assert sorted(np.concatenate(groups).tolist()) == list(range(count))
     reachable = {i: {i} for i in range(count)}
     for _ in range(count):
         for i in range(count):
@@ -50,7 +57,9 @@ def test_groups_are_the_classes_that_links_reach(seed, count, threshold):
                     return
                 if i != j and iou >= threshold:
                     reachable[i] |= reachable[j]
-    assert {frozenset(group) for group in groups} == {frozenset(r) for r in reachable.values()}
+    assert {frozenset(group.tolist()) for group in groups} == {
+        frozenset(r) for r in reachable.values()
+    }
 
 
 def blob(*spans: tuple[int, int, int, int]) -> torch.Tensor:
@@ -74,9 +83,12 @@ def test_the_winner_of_each_crop_stays():
         return torch.where(bright[:, None], torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]))
 
     descriptions = torch.tensor([[1.0, 0.0], [0.9, 0.9], [0.0, 1.0], [0.2, 0.2]])
-    kept = torch.ones(1, 4, dtype=torch.bool)
-    result = stages.resolve_ambiguity(images, refined, kept, descriptions, encode, (4, 4), 0.7)
-    assert result.tolist() == [[True, True, True, False]]
+    kept = np.ones((1, 4), dtype=bool)
+    stays, beaten_by = stages.resolve_ambiguity(
+        images, refined, kept, descriptions, encode, (4, 4), 0.7
+    )
+    assert stays.tolist() == [[True, True, True, False]]
+    assert beaten_by.tolist() == [[-1, -1, -1, 2]]  # both winners score 1; the last is named
     assert len(seen) == 1 and seen[0].shape == (2, 3, 112, 112)
 
 
@@ -87,20 +99,144 @@ def test_a_box_without_extent_keeps_the_group():
     def encode(crops: torch.Tensor) -> torch.Tensor:
         raise AssertionError("no crop is left")
 
-    kept = torch.ones(1, 2, dtype=torch.bool)
+    kept = np.ones((1, 2), dtype=bool)
     arguments = (torch.zeros(1, 3, 24, 24), refined, kept, torch.eye(2))
-    assert stages.resolve_ambiguity(*arguments, encode, (4, 4), 0.7).all()
-    one = stages.resolve_ambiguity(
+    stays, beaten_by = stages.resolve_ambiguity(*arguments, encode, (4, 4), 0.7)
+    assert stays.all() and (beaten_by == -1).all()
+    stays, beaten_by = stages.resolve_ambiguity(
         *arguments, lambda crops: torch.tensor([[0.0, 1.0]]), (4, 4), 0.7, full_extent=True
     )
-    assert one.tolist() == [[False, True]]
+    assert stays.tolist() == [[False, True]] and beaten_by.tolist() == [[1, -1]]
 
 
 def test_only_classes_that_stayed_compete():
     twins = blob((1, 3, 1, 3))
     refined = torch.stack([twins, twins, twins])[None]
-    kept = torch.tensor([[True, False, False]])
-    result = stages.resolve_ambiguity(
+    kept = np.array([[True, False, False]])
+    stays, _ = stages.resolve_ambiguity(
         torch.zeros(1, 3, 24, 24), refined, kept, torch.eye(3), lambda crops: crops, (4, 4), 0.7
     )
-    assert result.equal(kept)
+    assert stays.tolist() == kept.tolist()
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 10_000), st.integers(1, 3), st.integers(1, 7), st.floats(0.1, 0.9))
+def test_ambiguity_by_brute_force(seed, batch, classes, threshold):
+    refined = (random(batch, classes, 6, 6, seed=seed) * 1.5 - 0.5).clamp(min=0)
+    kept = random(batch, classes, seed=seed + 1) > 0.3
+    images = random(batch, 3, 24, 24, seed=seed + 2)
+    descriptions = random(classes, 3, seed=seed + 3)
+
+    def encode(crops: torch.Tensor) -> torch.Tensor:
+        return crops.mean((2, 3)) - 0.5
+
+    stays, beaten_by = torch.zeros_like(kept), torch.full_like(kept, -1, dtype=torch.int64)
+    for b in range(batch):
+        present = kept[b].nonzero()[:, 0].tolist()
+        iou = ops.soft_iou(refined[b, present]) if present else None
+        for group in stages.ambiguous_groups(iou.numpy(), threshold) if present else []:
+            members = [present[i] for i in group]
+            if len(members) == 1:
+                stays[b, members] = True
+                continue
+            best = -math.inf
+            winner = -1
+            for _, x0, y0, x1, y1 in ops.component_boxes(refined[b, members].mean(0)[None]):
+                if x1 <= x0 or y1 <= y0:
+                    stays[b, members] = True
+                    continue
+                crop = images[b : b + 1, :, 4 * y0 : 4 * y1, 4 * x0 : 4 * x1]
+                crop = F.interpolate(crop, (112, 112), mode="bilinear", align_corners=False)
+                scores = encode(crop)[0] @ descriptions[members].T
+                stays[b, members[int(scores.argmax())]] = True
+                if scores.max() > best:
+                    best, winner = scores.max(), members[int(scores.argmax())]
+            for member in members:
+                beaten_by[b, member] = winner
+    beaten_by[stays] = -1
+    found = stages.resolve_ambiguity(
+        images, refined, kept.numpy(), descriptions, encode, (4, 4), threshold
+    )
+    assert found[0].equal(stays)
+    assert found[1].equal(beaten_by)
+
+
+def test_selection_compiles_as_one_graph_and_ignores_autocast():
+    patches = F.normalize(random(2, 20, 8), dim=-1)
+    arguments = (patches, random(2, 20, 20), F.normalize(random(7, 8, seed=1), dim=-1), 30.0)
+    arguments += ((4, 5), 2, 0.1)
+    expected = stages.select_candidates(*arguments)
+    compiled = torch.compile(stages.select_candidates, fullgraph=True, backend="aot_eager")
+    for value, other in zip(compiled(*arguments), expected, strict=True):
+        torch.testing.assert_close(value, other)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for value, other in zip(stages.select_candidates(*arguments), expected, strict=True):
+            assert value.dtype == other.dtype and value.equal(other)
+
+
+class HostReads(TorchDispatchMode):
+    """Notes the operators that make the host wait for a CUDA device."""
+
+    WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "unique_dim"}
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        boolean_index = name in ("index", "index_put_") and any(
+            index is not None and index.dtype == torch.bool for index in args[1]
+        )
+        if boolean_index or name in self.WAITING:
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_device_is_waited_for_twice(monkeypatch, encoder, inputs, cases):
+    """On a GPU any wait outside of `to_host` is an error; on a CPU no such operator may run."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    transfers = []
+
+    def on_the_host(function):
+        def unchecked(*args, **options):
+            with _disable_current_modes(), waiting("default"):
+                return function(*args, **options)
+
+        return unchecked
+
+    @contextmanager
+    def waiting(mode):
+        previous = torch.cuda.get_sync_debug_mode() if device.type == "cuda" else None
+        if device.type == "cuda":
+            torch.cuda.set_sync_debug_mode(mode)
+        yield
+        if device.type == "cuda":
+            torch.cuda.set_sync_debug_mode(previous)
+
+    to_host, component_boxes = stages.to_host, ops.component_boxes
+
+    @on_the_host
+    def counted(tensors):
+        transfers.append(len(tensors))
+        return to_host(tensors)
+
+    @on_the_host
+    def boxes(maps, **options):
+        assert maps.device.type == "cpu"
+        return component_boxes(maps, **options)
+
+    monkeypatch.setattr(stages, "to_host", counted)
+    monkeypatch.setattr(ops, "component_boxes", boxes)
+    clip = encoder("clearclip").to(device)
+    images = torch.cat([inputs["image"], inputs["image"].flip(3)]).to(device)
+    features = clip(images)
+    text, descriptions = inputs["text"].to(device), inputs["descriptions"].to(device)
+    case = cases["clearclip"]
+    head = PurificationHead(case["redundancy_threshold"], case["ambiguity_threshold"])
+    with waiting("error"), HostReads() as reads:
+        candidates = head.select(features, text, descriptions, clip.logit_scale)
+        assert len(transfers) == 1
+        result = head.resolve(images, candidates, descriptions, clip)
+    assert len(transfers) == 2 and reads.found == []
+    assert (result.beaten_by >= 0).any()
