@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .. import ops
 from ..clip import DenseCLIP, DenseFeatures
 from . import stages
 

@@ -137,74 +137,66 @@ def resolve_ambiguity(
         full_extent: see :func:`freecp_d2.ops.component_boxes`.
 
     Returns:
-        (B, C) bool, the classes that stay; and (B, C) int64, for a class that goes the one of its
-        group that won a crop with the highest score, -1 for others. Both on the device of `refined`.
+        (B, C) bool, the classes that stay, and (B, C) int64, for a class that goes the one of its
+        group that won a crop with the highest score, -1 for others; on the device of `refined`.
     """
-    device = refined.device
-    winners, groups = kept.copy(), []
-    crowded = kept.sum(axis=1) > 1
-    if crowded.any():
-        groups, averages = _groups(refined, kept & crowded[:, None], threshold)
+    winners, count = kept.copy(), kept.shape[1]
+    groups, averages = _groups(refined, kept, threshold)
+    boxes = ops.component_boxes(averages, full_extent=full_extent).tolist() if groups else []
+    empty = {group for group, x0, y0, x1, y1 in boxes if x1 <= x0 or y1 <= y0}
+    for index, (window, members) in enumerate(groups):
+        winners[window, members] = index in empty
     height, width = patch_size
     crops, owners = [], []
-    if groups:
-        boxes = ops.component_boxes(averages, full_extent=full_extent).tolist()
-        whole = {group for group, x0, y0, x1, y1 in boxes if x1 <= x0 or y1 <= y0}
-        for index, (window, members) in enumerate(groups):
-            winners[window, members] = index in whole
-        for group, x0, y0, x1, y1 in boxes:
-            if x1 > x0 and y1 > y0:
-                rows, columns = slice(y0 * height, y1 * height), slice(x0 * width, x1 * width)
-                crop = images[groups[group][0]][None, :, rows, columns]
-                crops.append(F.interpolate(crop, CROP_SIZE, mode="bilinear", align_corners=False))
-                owners.append(group)
-    stays = to_device(winners, device).flatten()
-    beaten_by = torch.full(stays.shape, -1, device=device)
+    for group, x0, y0, x1, y1 in boxes:
+        if x1 > x0 and y1 > y0:
+            rows, columns = slice(y0 * height, y1 * height), slice(x0 * width, x1 * width)
+            crop = images[groups[group][0]][None, :, rows, columns]
+            crops.append(F.interpolate(crop, CROP_SIZE, mode="bilinear", align_corners=False))
+            owners.append(group)
+    stays = to_device(winners, refined.device).flatten()
+    beaten_by = torch.full_like(stays, -1, dtype=torch.int64)
     if crops:
-        count = kept.shape[1]
-        competitors = to_device(_pad([members for _, members in groups]), device)
-        first = to_device([window * count for window, _ in groups], device)[:, None]
-        owner = to_device(owners, device)
-        members = competitors[owner]
+        # Rows of a group's members, the first one again where others have more.
+        size = max(len(members) for _, members in groups)
+        padded = [np.pad(m, (0, size - len(m)), constant_values=m[0]) for _, m in groups]
+        rivals = to_device(np.stack(padded), refined.device)
+        first = to_device([window * count for window, _ in groups], refined.device)
+        owner = to_device(owners, refined.device)
         embeddings = encode(torch.cat(crops))
-        with torch.autocast(device.type, enabled=False):
-            similarity = embeddings @ descriptions.T
-        similarity = similarity.gather(1, members.clamp(min=0)).masked_fill(members < 0, -torch.inf)
+        with torch.autocast(embeddings.device.type, enabled=False):
+            similarity = (embeddings @ descriptions.T).gather(1, rivals[owner])
         score, best = similarity.max(dim=1)
-        winner = members.gather(1, best[:, None])
-        stays.index_fill_(0, (first[owner] + winner)[:, 0], True)
+        winner = rivals[owner].gather(1, best[:, None])[:, 0]
+        stays.index_fill_(0, first[owner] + winner, True)
         # Of a group's winners the one with the highest score.
         top = score.new_full((len(groups),), -torch.inf).scatter_reduce_(0, owner, score, "amax")
-        winner = winner[:, 0].where(score == top[owner], -1)
+        winner = winner.where(score == top[owner], -1)
         champion = winner.new_full((len(groups),), -1).scatter_reduce_(0, owner, winner, "amax")
-        position = (first + competitors).where(competitors >= 0, first + competitors[:, :1])
-        beaten_by.index_put_((position,), champion[:, None].expand_as(position))
-    stays, beaten_by = stays.view(kept.shape), beaten_by.view(kept.shape)
-    return stays, beaten_by.masked_fill(stays, -1)
+        beaten_by.index_put_((first[:, None] + rivals,), champion[:, None].expand_as(rivals))
+    return stays.view(kept.shape), beaten_by.masked_fill(stays, -1).view(kept.shape)
 
 
 def _groups(
     refined: Tensor, kept: np.ndarray, threshold: float
 ) -> tuple[list[tuple[int, np.ndarray]], Tensor]:
-    """Windows and members of groups of several classes, and their average maps, on the host."""
-    window_of, class_of = kept.nonzero()
-    counts = kept.sum(axis=1)
-    candidates = refined[to_device(window_of, refined.device), to_device(class_of, refined.device)]
-    own = candidates.split(counts.tolist())
-    maps, *matrices = to_host([candidates, *(ops.soft_iou(m) for m in own if len(m))])
+    """Window and members of every group of several classes, and their average maps on the host."""
+    crowded = (kept.sum(axis=1) > 1).nonzero()[0]
+    if not len(crowded):
+        return [], refined[:0, 0]
+    present = [kept[window].nonzero()[0] for window in crowded]
+    counts = [len(classes) for classes in present]
+    candidates = refined[
+        to_device(np.repeat(crowded, counts), refined.device),
+        to_device(np.concatenate(present), refined.device),
+    ]
+    own = candidates.split(counts)
+    maps, *matrices = to_host([candidates, *map(ops.soft_iou, own)])
     groups, averages, start = [], [], 0
-    for window, matrix in zip(counts.nonzero()[0], matrices, strict=True):
+    for window, classes, matrix in zip(crowded, present, matrices, strict=True):
         for group in ambiguous_groups(matrix, threshold):
             if len(group) > 1:
-                groups.append((int(window), class_of[start + group]))
-                averages.append(maps[start + group].mean(0))
-        start += len(matrix)
+                groups.append((int(window), classes[group]))
+                averages.append(maps[start + group].mean(axis=0))
+        start += len(classes)
     return groups, torch.from_numpy(np.stack(averages) if averages else maps[:0])
-
-
-def _pad(lists: Sequence[np.ndarray]) -> np.ndarray:
-    """Rows of one length, filled up with -1."""
-    padded = np.full((len(lists), max(map(len, lists))), -1)
-    for row, values in zip(padded, lists, strict=True):
-        row[: len(values)] = values
-    return padded
