@@ -1,0 +1,122 @@
+"""Looking over a benchmark's images and label maps before they are evaluated."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ..benchmarks.layout import BENCHMARKS, Benchmark, Layout
+from ..mapper import read_image
+from .convert import read_label_map
+from .parallel import each
+from .sources import file_names, read_names
+from .write import compare_count, count, listed
+
+
+@dataclass
+class Verified:
+    """What :func:`verify` found.
+
+    Attributes:
+        images, masks: how many there are of the set.
+        faults, notes: as in :class:`Prepared`.
+    """
+
+    images: int = 0
+    masks: int = 0
+    faults: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def verify(
+    benchmark: Benchmark, root: str | os.PathLike, workers: int = 1, partial: bool = False
+) -> Verified:
+    """Read every image and label map that evaluation will read, and report what is wrong.
+
+    Faults are images without label map and the reverse, files that cannot be read, sizes that do
+    not match, ids that are neither a class nor ignored, and too few images.
+
+    Args:
+        root, workers, partial: as in :func:`prepare`.
+
+    Raises:
+        BrokenProcessPool: a process died.
+    """
+    root, found = Path(root), Verified()
+    layout = _present(benchmark, root)
+    image_folder, mask_folder = root / layout.image_folder, root / layout.mask_folder
+    images = set(file_names(image_folder, layout.image_suffix))
+    masks = set(file_names(mask_folder, layout.mask_suffix))
+    names = images | masks
+    if layout.file_list:
+        file_list = root / layout.file_list
+        if file_list.is_file():
+            names = set(read_names(file_list))
+        else:
+            names = masks
+            found.faults.append(f"{file_list}: no such file")
+    without_mask, without_image = sorted(names - masks), sorted(names - images)
+    found.images, found.masks = len(names & images), len(names & masks)
+    if without_mask:
+        found.faults.append(
+            f"{count(len(without_mask), 'image')} without label map{listed(without_mask)}: looked "
+            f"for in {mask_folder}/*{layout.mask_suffix}"
+        )
+    if without_image:
+        found.faults.append(
+            f"{count(len(without_image), 'label map')} without image{listed(without_image)}: "
+            f"looked for in {image_folder}/*{layout.image_suffix}"
+        )
+    pairs = [
+        (
+            benchmark.name,
+            name,
+            image_folder / f"{name}{layout.image_suffix}",
+            mask_folder / f"{name}{layout.mask_suffix}",
+        )
+        for name in sorted(names & images & masks)
+    ]
+    for faults in each(_faults, pairs, workers, f"{benchmark.name}, verifying") if pairs else ():
+        found.faults += faults
+    compare_count(found.images, benchmark, partial, found.faults, found.notes)
+    return found
+
+
+def _present(benchmark: Benchmark, root: Path) -> Layout:
+    """The layout that evaluation reads, or what `prepare` writes where there is none."""
+    for layout in benchmark.layouts:
+        if (root / layout.mask_folder).is_dir() and (
+            layout.file_list is None or (root / layout.file_list).is_file()
+        ):
+            return layout
+    return benchmark.layout
+
+
+def _faults(pair: tuple[str, str, Path, Path]) -> list[str]:
+    benchmark_name, name, image_path, mask_path = pair
+    benchmark = BENCHMARKS[benchmark_name]
+    faults, sizes = [], []
+    try:
+        sizes.append(read_image(image_path).shape[:2])
+    except Exception as error:
+        faults.append(f"{name}: image: {error}")
+    try:
+        labels = read_label_map(mask_path)
+        sizes.append(labels.shape)
+        wrong = np.unique(labels[(labels < 0) | (labels >= benchmark.num_classes)])
+        wrong = wrong[wrong != benchmark.ignore_label]
+        if wrong.size:
+            faults.append(
+                f"{name}: label map: ids out of range: {', '.join(map(str, wrong[:5]))} (classes "
+                f"are 0 to {benchmark.num_classes - 1}, ignored is {benchmark.ignore_label})"
+            )
+    except Exception as error:
+        faults.append(f"{name}: label map: {error}")
+    if len(set(sizes)) == 2:
+        (image_h, image_w), (mask_h, mask_w) = sizes
+        faults.append(
+            f"{name}: sizes do not match: image {image_w} x {image_h}, "
+            f"label map {mask_w} x {mask_h}"
+        )
+    return faults
