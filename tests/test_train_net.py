@@ -1,6 +1,8 @@
 """train_net.py as it is called, on a few scenes that a file of the test's own registers."""
 
+import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -29,11 +31,11 @@ MetadataCatalog.get("few_scenes").set(
 """
 
 
-def evaluate(folder: Path, name: str, *args: str) -> dict[str, float]:
-    """The figures that a call of train_net.py writes."""
+def evaluate(folder: Path, name: str, *args: str) -> tuple[dict, str]:
+    """results.json, and what was printed, of a call of train_net.py."""
     output = folder / name
     command = [sys.executable, "train_net.py", "--register", str(folder / "register.py")]
-    command += ["--config-file", CONFIG, "--eval-only", *args]
+    command += ["--config-file", CONFIG, "--eval-only", "--coco-predictions", *args]
     command += ["DATASETS.TEST", "('few_scenes',)", "OUTPUT_DIR", str(output)]
     command += ["MODEL.CLIP.TEXT_CACHE", str(folder / "text"), "MODEL.DEVICE", "cpu"]
     run = subprocess.run(
@@ -45,7 +47,7 @@ def evaluate(folder: Path, name: str, *args: str) -> dict[str, float]:
         timeout=300,
     )
     assert run.returncode == 0, run.stderr[-3000:]
-    return torch.load(output / "inference/few_scenes/sem_seg_evaluation.pth", weights_only=True)
+    return json.loads((output / "results.json").read_text()), run.stdout
 
 
 @pytest.fixture(scope="module")
@@ -56,21 +58,44 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def purified(folder) -> dict[str, float]:
-    return evaluate(folder, "purified")
+def base(folder) -> tuple[dict, str]:
+    return evaluate(folder, "base", "MODEL.FREECP.ENABLED", "False")
+
+
+@pytest.fixture(scope="module")
+def purified(folder, base) -> tuple[dict, str]:
+    return evaluate(folder, "purified", "--compare-with", str(folder / "base" / "results.json"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="ranks would use NCCL, one GPU each")
-def test_two_ranks_give_the_figures_of_one(folder, purified):
-    two = evaluate(folder, "two", "--num-gpus", "2", "--dist-url", "auto")
-    assert two == pytest.approx(purified, nan_ok=True, abs=0, rel=0)
+def test_two_ranks_give_the_results_of_one(folder, purified):
+    one, _ = purified
+    two, _ = evaluate(folder, "two", "--num-gpus", "2", "--dist-url", "auto")
     assert "World size: 2" in (folder / "two" / "log.txt").read_text()
+    for results in (one, two):
+        seconds = results.pop("seconds_per_image")
+        assert seconds["encode"] > 0
+    assert two == one
+    for file in ("per_class.csv", "sem_seg_predictions.json"):
+        assert (folder / "two" / file).read_bytes() == (folder / "purified" / file).read_bytes()
+    pictures = [
+        re.findall(r"data:image[^\"]+", (folder / run / "report.html").read_text())
+        for run in ("purified", "two")
+    ]
+    assert pictures[0] == pictures[1] and len(pictures[0]) == 2 * 3 * 3
 
 
-def test_the_base_method_alone(folder, purified):
-    base = evaluate(folder, "base", "MODEL.FREECP.ENABLED", "False")
-    assert 0 < base["mIoU"] < 100 and 0 < purified["mIoU"] < 100
-    assert base["mIoU"] != purified["mIoU"]
+def test_results_and_the_table_row(base, purified):
+    for (results, printed), method in ((base, "clearclip"), (purified, "clearclip + FreeCP")):
+        miou = results["metrics"]["mIoU"]
+        assert 0 < miou < 100 and results["images"] == 3
+        assert results["enabled"] == method.endswith("FreeCP")
+        rows = [line.split("|")[1:-1] for line in printed.splitlines() if "| few_scenes" in line]
+        cells = [[cell.strip() for cell in row] for row in rows]
+        assert cells == [["few_scenes", method, "3", f"{miou:.2f}", "-", "-"]]
+    assert base[0]["metrics"] != purified[0]["metrics"]
+    assert "purification" not in base[0]
+    assert purified[0]["purification"].keys() == {"truth", "redundancy", "ambiguity"}
 
 
 @pytest.mark.parametrize(

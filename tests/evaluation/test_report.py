@@ -1,0 +1,174 @@
+"""The HTML report, opened and parsed; what the pictures in it show."""
+
+import base64
+import io
+import json
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog
+from PIL import Image
+
+from freecp_d2.evaluation import FreeCPSemSegEvaluator
+
+CLASSES = ["road", "<b>cat</b>", "dog & co", "sky"]
+COLORS = [[200, 0, 0], [0, 200, 0], [0, 0, 200], [200, 200, 0]]
+VOID = {"meta", "img", "br"}
+
+
+class Page(HTMLParser):
+    """Rows of every table by its id, images, headings, and all attributes that could load a URL."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tables: dict[str, list[list[str]]] = {}
+        self.images: list[tuple[str, str]] = []
+        self.headings: list[str] = []
+        self.widths: list[str] = []
+        self.files: list[str] = []
+        self.urls: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.urls += [attrs[key] for key in ("src", "href", "data") if key in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "table":
+            self.rows = self.tables.setdefault(attrs["id"], [])
+        elif tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+        elif tag == "img":
+            self.images.append((attrs["alt"], attrs["src"]))
+        elif tag == "h2":
+            self.headings.append("")
+        elif attrs.get("class") == "file":
+            self.files.append("")
+        elif "style" in attrs:
+            self.widths.append(attrs["style"])
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] in ("td", "th"):
+            self.rows[-1][-1] += data
+        elif self.open and self.open[-1] == "h2":
+            self.headings[-1] += data
+        elif self.open and self.open[-1] == "p" and self.files:
+            self.files[-1] += data
+
+
+def evaluate(name: str, folder, predictions, kept=None, **options) -> FreeCPSemSegEvaluator:
+    evaluator = FreeCPSemSegEvaluator(name, output_dir=folder, **options)
+    evaluator.reset()
+    for record, labels in zip(DatasetCatalog.get(name), predictions, strict=True):
+        output = {"label_map": torch.from_numpy(labels)}
+        if kept is not None:
+            flags = torch.tensor([i in kept for i in range(len(CLASSES))])
+            output |= {"kept_redundancy": flags, "kept": flags, "ambiguous_losses": [(2, 1)]}
+        evaluator.process([record], [output])
+    evaluator.evaluate()
+    return evaluator
+
+
+@pytest.fixture(scope="module")
+def folder(register, tmp_path_factory):
+    """Results of a base method and of FreeCP; image i has i wrong pixels of 1024 with FreeCP."""
+    folder = tmp_path_factory.mktemp("report")
+    truths, predictions = [], []
+    for i in range(6):
+        truth = np.zeros((32, 32), int)
+        truth[16:] = 1
+        predicted = truth.copy()
+        predicted[0, :i] = 1
+        truths.append(truth)
+        predictions.append(predicted)
+    name = register(folder, truths, stuff_classes=CLASSES, stuff_colors=COLORS)
+    worse = [np.where(labels == 1, 2, labels) for labels in predictions]
+    facts = {"method": "sclip", "enabled": False}
+    evaluate(name, folder / "base", worse, facts=facts)
+    evaluate(
+        name,
+        folder / "freecp",
+        predictions,
+        kept={0, 1},
+        facts={**facts, "enabled": True},
+        compare_with=folder / "base" / "results.json",
+        stage_seconds=lambda: {"encode": 0.3},
+        pictures=2,
+    )
+    return folder
+
+
+def test_the_report_holds_the_figures(folder):
+    page = Page((folder / "freecp" / "report.html").read_text())
+    results, base = (
+        json.loads((folder / run / "results.json").read_text()) for run in ("freecp", "base")
+    )
+    assert [row[0] for row in page.tables["metrics"][1:]] == ["sclip", "sclip + FreeCP"]
+    assert page.tables["metrics"][2][1] == f"{results['metrics']['mIoU']:.2f}"
+    rows = page.tables["classes"][1:]
+    assert [row[0] for row in rows] == CLASSES
+    for row, ours, theirs in zip(rows, results["classes"], base["classes"], strict=True):
+        shown = ["–" if x["IoU"] is None else f"{x['IoU']:.1f}" for x in (theirs, ours)]
+        assert row[2:4] == shown
+    assert rows[3][2:] == ["–", "–", "–"] and rows[1][4] == f"{results['classes'][1]['IoU']:.1f}"
+    assert page.tables["purification"][2] == ["ambiguity", "100.0", "100.0", "100.0", "2.0"]
+    assert page.tables["pairs"][1:] == [["dog & co", "<b>cat</b>", "6", "6", "0"]]
+    assert len(page.widths) == 8 and page.widths[3] == f"width:{rows[1][3]}%"
+
+
+def test_the_report_stands_alone(folder):
+    text = (folder / "freecp" / "report.html").read_text()
+    page = Page(text)
+    assert page.urls and all(url.startswith("data:image/jpeg;base64,") for url in page.urls)
+    assert (
+        "<b>cat" not in text
+        and "<script" not in text
+        and "http" not in text.lower().replace("http-equiv", "")
+    )
+
+
+def test_best_and_worst_images_with_their_pictures(folder):
+    page = Page((folder / "freecp" / "report.html").read_text())
+    assert page.headings[-2:] == ["Best images", "Worst images"]
+    shown = [file.split(": mIoU")[0].rpartition("/")[2] for file in page.files]
+    assert shown == ["image 0.jpg", "image 1.jpg", "image 5.jpg", "image 4.jpg"]
+    assert page.files[0].split("mIoU ")[1].startswith("100.0")
+    names = [name for name, _ in page.images]
+    assert names == ["image", "ground truth", "prediction"] * 4
+    pictures = []
+    for _, uri in page.images[:3]:
+        with Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as image:
+            pictures.append(np.asarray(image.convert("RGB"), dtype=float))
+    photo, truth, _ = pictures
+    assert np.abs(photo - 128).max() < 4
+    corner = truth[2:6, 2:6].mean((0, 1)), truth[-6:-2, -6:-2].mean((0, 1))
+    assert corner[0].argmax() == 0 and corner[1].argmax() == 1  # the palette's red and green
+
+
+def test_without_a_base_there_is_one_bar_a_class(folder):
+    page = Page((folder / "base" / "report.html").read_text())
+    assert len(page.widths) == len(CLASSES)
+    assert "purification" not in page.tables and "pairs" not in page.tables
+    assert len(page.tables["metrics"]) == 2
+
+
+def test_results_of_another_data_set_are_refused(folder, register, tmp_path):
+    base = folder / "base" / "results.json"
+    other = register(tmp_path, [np.zeros((2, 2))])
+    with pytest.raises(ValueError, match=f"not on {other}") as error:
+        FreeCPSemSegEvaluator(other, compare_with=base)
+    assert str(base) in str(error.value)
+    results = json.loads(base.read_text())
+    results["dataset"] = other
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    with pytest.raises(ValueError, match="its classes are not those"):
+        FreeCPSemSegEvaluator(other, compare_with=tmp_path / "results.json")
