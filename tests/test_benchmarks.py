@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import math
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-
-from freecp_d2.meta_arch import windows_of
 
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 
@@ -62,3 +59,79 @@ def test_the_transcription_segments_as_published(
     )
     assert (labels == expected["labels"][0]).float().mean() >= 0.999
     torch.testing.assert_close(scores[:, ::4, ::4], expected["sem_seg"], atol=1e-4, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    """What a quick run writes and prints."""
+    folder = tmp_path_factory.mktemp("bench")
+    command = [sys.executable, str(BENCHMARKS / "bench.py"), "--quick", "--output", str(folder)]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    assert sorted(path.name for path in folder.iterdir()) == ["bench.json", "bench.png"]
+    return json.loads((folder / "bench.json").read_text()), folder / "bench.png", output
+
+
+def spreads(value):
+    """Every {median, q1, q3} anywhere in a report."""
+    if isinstance(value, dict):
+        if "q1" in value:
+            yield value
+        else:
+            for inner in value.values():
+                yield from spreads(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from spreads(inner)
+
+
+def test_a_quick_run_measures_everything(quick):
+    report, _, _ = quick
+    cpu = report["cpu"]
+    assert cpu["machine"]["precision"] == "fp32" and cpu["machine"]["threads"] >= 1
+    assert [(c["grid"], c["windows"]) for c in cpu["head"][::4]] == [(6, 6), (8, 1), (12, 1)]
+    assert [c["classes"] for c in cpu["head"]] == 3 * [4, 12, 16, 44]
+    assert len(cpu["profile"]) == len(cpu["head"])
+    times = [s for key in ("head", "profile", "image") for s in spreads(cpu[key])]
+    times += [growth["ratio"] for growth in cpu["growth"].values()]
+    assert len(times) > 100
+    for time in times:
+        assert 0 <= time["q1"] <= time["median"] <= time["q3"] < float("inf")
+    for case in cpu["head"]:
+        assert case["windows"] <= case["kept"] <= case["kept_redundancy"]
+        assert case["steps_2_6_over_bare"]["median"] > 0
+        assert ("over_transcription" in case) == (case["grid"] == 6)
+    assert cpu["image"]["windows"] == 6 and cpu["image"]["size"] == [128, 160]
+    assert cpu["image"]["over_bare"]["median"] > 0
+    assert all(o["ms"] > 0 for o in cpu["operators"]["operators"].values())
+
+
+def test_a_quick_run_finds_the_labels_of_the_transcription(quick):
+    image = quick[0]["cpu"]["image"]
+    assert image["label_agreement_with_transcription"] >= 0.999
+    assert image["crops"]["freecp"] == image["crops"]["transcription"]
+
+
+def test_a_quick_run_sees_the_transcription_s_large_tensor(quick):
+    memory = quick[0]["memory"]
+    if "not_measured" in memory:
+        pytest.skip(memory["not_measured"])
+    assert memory["cnn_tensor_bytes"] == 4 * 16 * 576**2
+    assert memory["transcription"]["extra_bytes"] >= memory["cnn_tensor_bytes"]
+    assert 0 < memory["over_transcription"] < 0.5
+    assert memory["head"]["kept"] == memory["transcription"]["kept"]
+
+
+def test_a_quick_run_prints_every_figure_and_draws(quick):
+    report, picture, output = quick
+    assert len(report["figures"]) == 10
+    for row in report["figures"]:
+        assert f"| {row['figure']} " in output
+        if isinstance(row["reached"], bool):
+            bound, target = row["to_reach"].rsplit(" ", 1)
+            value = row["measured"]["median"]
+            held = value <= float(target) if bound == "at most" else value >= float(target)
+            assert held == row["reached"]
+    if report["gpu"] == "not measured":
+        assert "not measured" in output
+    with Image.open(picture) as image:
+        assert image.width > 1000 and len(image.convert("RGB").getcolors(2**24)) > 50

@@ -1,7 +1,7 @@
 """METHOD.md as it is written: the yardstick of bench.py.
 
-One window at a time, one OpenCV call a class, a (C, N, N) tensor for the refinement, all channels at
-full resolution. PyTorch does what it does well, and nothing is slowed down. Only what the vectors
+One window at a time, one OpenCV call a class, a (C, N, N) tensor for the refinement, all channels
+at full resolution. PyTorch does what it does well; nothing is slowed down. Only what the vectors
 and the benchmark need: one name a class, and the base methods without parameters.
 """
 
