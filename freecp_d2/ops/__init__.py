@@ -1,8 +1,13 @@
 """The operators of FreeCP, each also ``torch.ops.freecp.<name>``.
 
 They take any floating dtype and any strides, compute in float32 at least, and return new contiguous
-tensors of the input's dtype. None of them is differentiable. Where a CPU implementation is written
-separately, CUDA and other devices take the composite PyTorch one beside it.
+tensors of the input's dtype, the same bits for the same input. None of them is differentiable:
+calling backward raises. Values are never checked, since the host would have to wait for them: NaN
+goes through, and :func:`box_mask` gives NaN for a map that is not in [0, 1].
+
+CUDA takes the Triton kernels, launched without a wait. float64 takes the composite of PyTorch calls
+there, save in :func:`box_mask`. The CPU has implementations of its own for :func:`box_mask` and
+:func:`sinkhorn_affinity`; every other device takes the composites.
 """
 
 from .box_mask import box_mask, component_boxes

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from ._checks import require_shape
 
+# Pixels of a map, its sides rounded up to powers of two, that a program can hold: 32 a thread.
+LARGEST_BLOCK = 128 * 128
+
 
 @triton.jit
 def _box_mask_kernel(
@@ -26,7 +29,8 @@ def _box_mask_kernel(
 
     `scratch` has four planes a map: labels (later the corners of boxes), and by label the left,
     right and bottom edge of its component. A component's label is its first pixel, so that its top
-    edge is that pixel's row.
+    edge is that pixel's row. No other program sees these planes: a barrier of the program orders
+    what its threads write there, atomically or not, before what they read.
     """
     size = height * width
     index = tl.program_id(0).to(tl.int64)
@@ -37,9 +41,9 @@ def _box_mask_kernel(
     inside = (rows < height) & (columns < width)
     pixels = rows * width + columns
 
-    values = tl.load(maps + index * size + pixels, inside, 0).to(tl.float32)
-    valid = tl.min(((values >= 0) & (values <= 1)).to(tl.int32))
-    quantised = (255 * values).to(tl.int32)
+    values = tl.load(maps + index * size + pixels, inside, 0)
+    valid = (values >= 0) & (values <= 1)
+    quantised = (255 * tl.where(valid, values, 0).to(tl.float32)).to(tl.int32)
     peak = tl.max(quantised).to(tl.float64)
     foreground = inside & (quantised > (tl.full((), THRESHOLD, tl.float64) * peak).to(tl.int32))
 
@@ -95,17 +99,21 @@ def _box_mask_kernel(
     tl.atomic_add(corners + y1 * width + x1, one, within, sem="relaxed")
     tl.debug_barrier()
     cover = tl.cumsum(tl.cumsum(tl.load(corners + pixels, inside, 0), 0), 1)
-    mask = tl.where(valid > 0, (cover > 0).to(tl.float32), float("nan"))
+    mask = tl.where(tl.min(valid.to(tl.int32)) > 0, (cover > 0).to(tl.float32), float("nan"))
     tl.store(out + index * size + pixels, mask.to(out.dtype.element_ty), inside)
 
 
 def box_mask_triton(maps: Tensor, threshold: float = 0.4, full_extent: bool = False) -> Tensor:
     _require_fraction("box_mask", threshold)
-    mask = torch.empty(maps.shape, dtype=maps.dtype, device=maps.device)
     batch, classes, height, width = maps.shape
+    block = triton.next_power_of_2(height), triton.next_power_of_2(width)
+    if block[0] * block[1] > LARGEST_BLOCK:
+        return box_mask_composite(maps, threshold, full_extent)
+    mask = torch.empty(maps.shape, dtype=maps.dtype, device=maps.device)
     if batch * classes:
-        scratch = torch.empty(batch * classes, 4, height, width, dtype=torch.int32, device=maps.device)
-        block = triton.next_power_of_2(height), triton.next_power_of_2(width)
+        scratch = torch.empty(
+            batch * classes, 4, height, width, dtype=torch.int32, device=maps.device
+        )
         num_warps = min(max(block[0] * block[1] // 256, 1), 16)
         with torch.cuda.device_of(maps):
             _box_mask_kernel[(batch * classes,)](
@@ -116,7 +124,8 @@ def box_mask_triton(maps: Tensor, threshold: float = 0.4, full_extent: bool = Fa
 
 
 def box_mask_composite(maps: Tensor, threshold: float = 0.4, full_extent: bool = False) -> Tensor:
-    foreground = _foreground("box_mask", maps, threshold).flatten(0, 1)
+    _require_fraction("box_mask", threshold)
+    foreground = _foreground(maps, threshold).flatten(0, 1)
     inside = foreground[:, None]
     y = torch.arange(maps.shape[-2], dtype=torch.float32, device=maps.device)[:, None]
     x = torch.arange(maps.shape[-1], dtype=torch.float32, device=maps.device)
@@ -129,7 +138,7 @@ def box_mask_composite(maps: Tensor, threshold: float = 0.4, full_extent: bool =
     owner, row, column = foreground.nonzero(as_tuple=True)
     left, top, right, bottom = extents[owner, :, row, column].long().unbind(1)
     mask = _paint(foreground, owner, -left, -top, right + 1, bottom + 1, full_extent)
-    return mask.view(maps.shape).to(maps.dtype)
+    return _where_valid(mask, maps)
 
 
 _op = torch.library.custom_op("freecp::box_mask", box_mask_composite, mutates_args=())
@@ -137,9 +146,10 @@ _op = torch.library.custom_op("freecp::box_mask", box_mask_composite, mutates_ar
 
 @_op.register_kernel("cpu")
 def _cpu(maps: Tensor, threshold: float = 0.4, full_extent: bool = False) -> Tensor:
+    _require_fraction("box_mask", threshold)
     if maps.numel() == 0:
         return maps.new_zeros(maps.shape)
-    foreground = _foreground("box_mask", maps, threshold).flatten(0, 1)
+    foreground = _foreground(maps, threshold).flatten(0, 1)
     # All maps in one tall image, an empty row after each, so that OpenCV labels them in one call.
     image = F.pad(foreground.view(torch.uint8), (0, 0, 0, 1))
     stats = cv2.connectedComponentsWithStats(image.flatten(0, 1).numpy(), connectivity=8)[2]
@@ -147,7 +157,7 @@ def _cpu(maps: Tensor, threshold: float = 0.4, full_extent: bool = False) -> Ten
     owner = y // image.shape[1]
     y = y % image.shape[1]
     mask = _paint(foreground, owner, x, y, x + width, y + height, full_extent)
-    return mask.view(maps.shape).to(maps.dtype)
+    return _where_valid(mask, maps)
 
 
 _op.register_kernel("cuda")(box_mask_triton)
@@ -162,21 +172,23 @@ def box_mask(maps: Tensor, threshold: float = 0.4, full_extent: bool = False) ->
     """Union of the boxes around a map's connected components (METHOD.md step 4).
 
     A map is quantised to floor(255 * map), pixels strictly above int(threshold * maximum) are kept,
-    and their 8-connected regions are boxed.
+    and their 8-connected regions are boxed. Not differentiable: calling backward raises. On CUDA a
+    batch is one launch that the host does not wait for, save for maps whose sides, rounded up to
+    powers of two, have a product above 128 * 128: those take a loop of PyTorch calls.
 
     Args:
-        maps: (B, C, h, w) floating, in [0, 1].
+        maps: (B, C, h, w) floating, in [0, 1] (h and w at least 1).
         threshold: in [0, 1], a fraction of each map's maximum.
         full_extent: False: a box that touches the right or bottom edge loses its last column or
             row, as published. True: it keeps them.
 
     Returns:
         (B, C, h, w) of the same dtype, 1 inside a box and 0 elsewhere. A map below 1/255 everywhere
-        has no box.
+        has no box. A map that holds NaN or a value outside of [0, 1] has NaN everywhere, on every
+        device: to raise, the host would have to wait for the values.
 
     Raises:
-        ValueError: `maps` is not (B, C, h, w) floating, or a map (NaN included) or `threshold` is
-            outside of [0, 1].
+        ValueError: `maps` is not (B, C, h, w) floating, or `threshold` is outside of [0, 1].
     """
     require_shape("box_mask", "maps", maps, "B", "C", "h", "w")
     return torch.ops.freecp.box_mask(maps, threshold, full_extent)
@@ -200,7 +212,12 @@ def component_boxes(maps: Tensor, threshold: float = 0.4, full_extent: bool = Fa
             outside of [0, 1].
     """
     require_shape("component_boxes", "maps", maps, "M", "h", "w")
-    foreground = _foreground("component_boxes", maps, threshold)
+    _require_fraction("component_boxes", threshold)
+    if not _valid(maps).all():
+        raise ValueError(
+            "component_boxes: maps must be in [0, 1], but hold NaN or a value outside of it"
+        )
+    foreground = _foreground(maps, threshold)
     boxes = []
     for owner, image in enumerate(foreground.view(torch.uint8).cpu().numpy()):
         contours, _ = cv2.findContours(image, cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
@@ -213,11 +230,18 @@ def component_boxes(maps: Tensor, threshold: float = 0.4, full_extent: bool = Fa
     return result
 
 
-def _foreground(op: str, maps: Tensor, threshold: float) -> Tensor:
+def _valid(maps: Tensor) -> Tensor:
+    """Whether all of a map is in [0, 1], (..., 1, 1)."""
+    return ((maps >= 0) & (maps <= 1)).all(-1, keepdim=True).all(-2, keepdim=True)
+
+
+def _where_valid(mask: Tensor, maps: Tensor) -> Tensor:
+    """A bool mask (B * C, h, w) in shape and dtype of its maps, NaN where they leave [0, 1]."""
+    return mask.view(maps.shape).to(maps.dtype).masked_fill_(~_valid(maps), torch.nan)
+
+
+def _foreground(maps: Tensor, threshold: float) -> Tensor:
     """Pixels whose quantised value is above the threshold, bool and contiguous."""
-    _require_fraction(op, threshold)
-    if not ((maps >= 0) & (maps <= 1)).all():
-        raise ValueError(f"{op}: maps must be in [0, 1], but hold NaN or a value outside of it")
     quantised = (255 * maps.float()).to(torch.uint8)
     peak = quantised.amax(dim=(-2, -1), keepdim=True)
     return (quantised > (threshold * peak.double()).to(torch.uint8)).contiguous()

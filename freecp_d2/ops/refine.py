@@ -32,15 +32,15 @@ def _product_kernel(
     BLOCK_INNER: tl.constexpr,
 ):
     """out[b] = (mask[b] * left[b]) @ right[b] in float32; without the mask unless MASKED."""
-    batch = tl.program_id(2).to(tl.int64)
-    i = (tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS))[:, None]
-    j = (tl.program_id(1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS))[None, :]
+    batch = tl.program_id(0).to(tl.int64)
+    i = (tl.program_id(1) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS).to(tl.int64))[:, None]
+    j = (tl.program_id(2) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS).to(tl.int64))[None, :]
     left += batch * left_batch
     mask += batch * mask_batch
     right += batch * right_batch
     total = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.float32)
     for start in range(0, inner, BLOCK_INNER):
-        k = start + tl.arange(0, BLOCK_INNER)
+        k = start + tl.arange(0, BLOCK_INNER).to(tl.int64)
         inside = (i < rows) & (k[None, :] < inner)
         a = tl.load(left + i * left_row + k[None, :] * left_inner, inside, 0).to(tl.float32)
         if MASKED:
@@ -77,7 +77,7 @@ def _product(left: Tensor, right: Tensor, mask: Tensor | None = None) -> Tensor:
     batch, rows, inner = left.shape
     columns = right.shape[2]
     out = torch.empty(batch, rows, columns, dtype=torch.float32, device=left.device)
-    grid = triton.cdiv(rows, 64), triton.cdiv(columns, 64), batch
+    grid = batch, triton.cdiv(rows, 64), triton.cdiv(columns, 64)
     factor = left if mask is None else mask
     _product_kernel[grid](
         *(left, factor, right, out, rows, columns, inner),
@@ -141,6 +141,7 @@ def refine(affinity: Tensor, maps: Tensor, mask: Tensor) -> Tensor:
     """Spread masked class maps over alike patches: D @ D @ (mask * maps) (METHOD.md step 4).
 
     Two products of D with the C maps, or one of D @ D where C exceeds N; nothing of (C, N, N).
+    Not differentiable: calling backward raises.
 
     Args:
         affinity: (B, N, N) floating with N = h * w, D of :func:`sinkhorn_affinity`.

@@ -1,7 +1,7 @@
 """Sinkhorn normalisation of attention to a symmetric affinity.
 
-D = diag(r) A diag(c) with vectors r and c. So a column sum of D is a product of A with a vector, and A
-is rewritten only once, at the end.
+D = diag(r) A diag(c) with vectors r and c. So a column sum of D is a product of A with a vector,
+and A is rewritten only once, at the end.
 """
 
 import cv2
@@ -26,11 +26,11 @@ def _reciprocal_sum_kernel(
     BLOCK_COLUMNS: tl.constexpr,
 ):
     """out[b, j] = 1 / sum over i of weights[b, i] * matrix[b, i, j]."""
-    batch = tl.program_id(1).to(tl.int64)
-    columns = tl.program_id(0) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
+    batch = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS).to(tl.int64)
     total = tl.zeros((BLOCK_COLUMNS,), tl.float32)
     for start in range(0, size, BLOCK_ROWS):
-        rows = start + tl.arange(0, BLOCK_ROWS)
+        rows = start + tl.arange(0, BLOCK_ROWS).to(tl.int64)
         inside = (rows[:, None] < size) & (columns[None, :] < size)
         pointers = matrix + batch * stride_batch
         pointers += rows[:, None] * stride_row + columns[None, :] * stride_column
@@ -56,11 +56,11 @@ def _symmetrise_kernel(
 
     A program computes a tile on or above the diagonal and writes its mirror image too.
     """
-    tile_row, tile_column = tl.program_id(0), tl.program_id(1)
+    tile_row, tile_column = tl.program_id(1), tl.program_id(2)
     if tile_row <= tile_column:
-        batch = tl.program_id(2).to(tl.int64)
-        rows = (tile_row * BLOCK + tl.arange(0, BLOCK))[:, None]
-        columns = (tile_column * BLOCK + tl.arange(0, BLOCK))[None, :]
+        batch = tl.program_id(0).to(tl.int64)
+        rows = (tile_row * BLOCK + tl.arange(0, BLOCK).to(tl.int64))[:, None]
+        columns = (tile_column * BLOCK + tl.arange(0, BLOCK).to(tl.int64))[None, :]
         inside = (rows < size) & (columns < size)
         matrix += batch * stride_batch
         upper = tl.load(matrix + rows * stride_row + columns * stride_column, inside, 0)
@@ -85,7 +85,7 @@ def sinkhorn_affinity_triton(attention: Tensor, iterations: int = 3) -> Tensor:
     if batch == 0:
         return affinity
     by_batch, by_row, by_column = attention.stride()
-    rows = torch.ones(batch, size, device=attention.device)
+    rows = torch.ones(batch, size, dtype=torch.float32, device=attention.device)
     columns = torch.ones_like(rows)
     blocks = triton.cdiv(size, 32)
     with torch.cuda.device_of(attention):
@@ -94,10 +94,10 @@ def sinkhorn_affinity_triton(attention: Tensor, iterations: int = 3) -> Tensor:
                 (rows, columns, (by_row, by_column)),
                 (columns, rows, (by_column, by_row)),
             ):
-                _reciprocal_sum_kernel[blocks, batch](
+                _reciprocal_sum_kernel[batch, blocks](
                     attention, weights, out, size, by_batch, *strides, 64, 32
                 )
-        _symmetrise_kernel[blocks, blocks, batch](
+        _symmetrise_kernel[batch, blocks, blocks](
             attention, rows, columns, affinity, size, by_batch, by_row, by_column, 32
         )
     return affinity
@@ -144,6 +144,8 @@ def _fake(attention: Tensor, iterations: int = 3) -> Tensor:
 
 def sinkhorn_affinity(attention: Tensor, iterations: int = 3) -> Tensor:
     """Symmetric affinity of patches from their attention (METHOD.md step 3: D, before squaring).
+
+    Not differentiable: calling backward raises.
 
     Args:
         attention: (B, N, N) floating, at least 0, no row or column of zeros.

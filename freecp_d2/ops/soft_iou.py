@@ -9,23 +9,22 @@ from ._checks import require_shape
 
 
 @triton.jit
-def _soft_iou_kernel(
-    maps, out, count, size, BLOCK_MAPS: tl.constexpr, BLOCK_PIXELS: tl.constexpr
-):
-    """Pairs of a tile on or above the diagonal; what is found is written to its mirror image too."""
+def _soft_iou_kernel(maps, out, count, size, BLOCK_MAPS: tl.constexpr, BLOCK_PIXELS: tl.constexpr):
+    """Pairs of a tile on or above the diagonal, written to its mirror image too."""
     if tl.program_id(0) <= tl.program_id(1):
-        first = (tl.program_id(0) * BLOCK_MAPS + tl.arange(0, BLOCK_MAPS))[:, None]
-        second = (tl.program_id(1) * BLOCK_MAPS + tl.arange(0, BLOCK_MAPS))[:, None]
-        intersection = tl.zeros((BLOCK_MAPS, BLOCK_MAPS), tl.float32)
-        union = tl.zeros((BLOCK_MAPS, BLOCK_MAPS), tl.float32)
+        first = (tl.program_id(0) * BLOCK_MAPS + tl.arange(0, BLOCK_MAPS).to(tl.int64))[:, None]
+        second = (tl.program_id(1) * BLOCK_MAPS + tl.arange(0, BLOCK_MAPS).to(tl.int64))[:, None]
+        smaller = tl.zeros((BLOCK_MAPS, BLOCK_MAPS, BLOCK_PIXELS), tl.float32)
+        larger = tl.zeros((BLOCK_MAPS, BLOCK_MAPS, BLOCK_PIXELS), tl.float32)
         for start in range(0, size, BLOCK_PIXELS):
             pixels = (start + tl.arange(0, BLOCK_PIXELS))[None, :]
             inside = pixels < size
             a = tl.load(maps + first * size + pixels, inside & (first < count), 0)
             b = tl.load(maps + second * size + pixels, inside & (second < count), 0)
             a, b = a.to(tl.float32)[:, None, :], b.to(tl.float32)[None, :, :]
-            intersection += tl.sum(tl.minimum(a, b, tl.PropagateNan.ALL), axis=2)
-            union += tl.sum(tl.maximum(a, b, tl.PropagateNan.ALL), axis=2)
+            smaller += tl.minimum(a, b, tl.PropagateNan.ALL)
+            larger += tl.maximum(a, b, tl.PropagateNan.ALL)
+        intersection, union = tl.sum(smaller, axis=2), tl.sum(larger, axis=2)
         iou = tl.where(union == 0, 0, intersection / union).to(out.dtype.element_ty)
         second = tl.trans(second)
         upper = (first <= second) & (second < count)
@@ -40,9 +39,9 @@ def soft_iou_triton(maps: Tensor) -> Tensor:
     count, size = maps.shape
     iou = maps.new_empty(count, count)
     if count:
-        blocks = triton.cdiv(count, 8)
+        blocks = triton.cdiv(count, 16)
         with torch.cuda.device_of(maps):
-            _soft_iou_kernel[blocks, blocks](maps, iou, count, size, 8, 64)
+            _soft_iou_kernel[blocks, blocks](maps, iou, count, size, 16, 16)
     return iou
 
 
@@ -70,6 +69,8 @@ def _fake(maps: Tensor) -> Tensor:
 
 def soft_iou(maps: Tensor) -> Tensor:
     """sum(min(a, b)) / sum(max(a, b)) of every pair of maps (METHOD.md step 6).
+
+    Not differentiable: calling backward raises.
 
     Args:
         maps: (M, h, w) floating, at least 0.

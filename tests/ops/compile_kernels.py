@@ -1,7 +1,7 @@
 """Compile every kernel for GPUs that need not be there: ``python compile_kernels.py SM DTYPE``.
 
-The launchers are called with tensors on the CPU, and what they hand to Triton is compiled instead of
-run, up to ptxas. A process of its own, without TRITON_INTERPRET. Prints a JSON list of what was
+The launchers are called with tensors on the CPU, and what they hand to Triton is compiled instead
+of run, up to ptxas. A process of its own, without TRITON_INTERPRET. Prints a JSON list of what was
 compiled.
 """
 
@@ -40,7 +40,9 @@ def specialise(value: Tensor | int) -> tuple[str, bool]:
     return "i32" if -(2**31) <= value < 2**31 else "i64", value % 16 == 0
 
 
-def compile_launch(kernel: JITFunction, *args: Any, grid: tuple, warmup: bool, **options: Any) -> None:
+def compile_launch(
+    kernel: JITFunction, *args: Any, grid: tuple, warmup: bool, **options: Any
+) -> None:
     """In place of JITFunction.run: what that does until the launch, for the target."""
     signature, constants, attributes = {}, {}, {}
     for index, (parameter, value) in enumerate(zip(kernel.params, args, strict=True)):
@@ -77,6 +79,7 @@ if __name__ == "__main__":
         sinkhorn_affinity_triton(affinity)
         refine_triton(affinity, maps, maps)
         refine_triton(affinity.mT, maps.mT, maps)
-        refine_triton(affinity[:, :1, :1], maps.new_zeros(batch, 9, 1, 1), maps.new_zeros(batch, 9, 1, 1))
+        many = torch.zeros(batch, 9, 1, 1, dtype=dtype)  # More maps than pixels: D is squared.
+        refine_triton(affinity[:, :1, :1], many, many)
         soft_iou_triton(maps[0])
     print(json.dumps(compiled))

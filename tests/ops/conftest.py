@@ -1,12 +1,49 @@
 """What the tests of the operators share."""
 
 from collections.abc import Callable
+from importlib import import_module
 
 import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+GPU = torch.cuda.is_available()
+
+
+@pytest.fixture(scope="session", params=["cpu", "cuda"] if GPU else ["cpu"])
+def device(request) -> str:
+    """Every device that is here."""
+    return request.param
+
+
+@pytest.fixture(scope="session", params=["cpu", "composite", "triton", *(["cuda"] if GPU else [])])
+def run(request) -> Callable[..., Tensor]:
+    """Call an operator with tensors on the CPU and get its result there, by one implementation.
+
+    "cpu" and "cuda" are the public function on that device, "composite" and "triton" what is behind
+    it, on the GPU if there is one. Without one, Triton's interpreter runs the kernels.
+    """
+    kind = request.param
+    device = "cuda" if GPU and kind != "cpu" else "cpu"
+
+    def move(value: object) -> object:
+        if not isinstance(value, Tensor):
+            return value
+        base = value if value._base is None else value._base
+        return base.to(device).as_strided(value.shape, value.stride(), value.storage_offset())
+
+    def call(op: Callable[..., Tensor], *args, **kwargs) -> Tensor:
+        name = op.__name__
+        if kind in ("composite", "triton"):
+            op = getattr(import_module(f"freecp_d2.ops.{name}"), f"{name}_{kind}")
+        result = op(*map(move, args), **kwargs)
+        assert result.device.type == device and result.is_contiguous()
+        return result.cpu()
+
+    call.interpreted = kind == "triton" and not GPU
+    return call
 
 
 class _Largest(TorchDispatchMode):

@@ -8,7 +8,7 @@ from torch import Tensor
 from freecp_d2 import ops
 from freecp_d2.ops.soft_iou import soft_iou_composite
 
-SHAPES = [(1, 1, 1), (2, 3, 4), (7, 1, 5), (30, 14, 14)]
+SHAPES = [(1, 1, 1), (2, 3, 4), (7, 1, 5), (33, 14, 14)]
 FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
 
@@ -26,41 +26,68 @@ def reference(maps: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 3), *SHAPES])
-def test_opcheck(shape):
-    torch.library.opcheck(torch.ops.freecp.soft_iou.default, (maps_of(*shape),))
+def test_opcheck(device, shape):
+    torch.library.opcheck(torch.ops.freecp.soft_iou.default, (maps_of(*shape).to(device),))
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_opcheck_dtypes_and_strides(dtype):
-    maps = maps_of(4, 5, 6).to(dtype)
+def test_opcheck_dtypes_and_strides(device, dtype):
+    maps = maps_of(4, 5, 6).to(device, dtype)
     for view in (maps, maps.mT, maps[::2, 1:]):
         torch.library.opcheck(torch.ops.freecp.soft_iou.default, (view,))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_definition(shape, dtype):
+def test_definition(run, shape, dtype):
     maps = maps_of(*shape).to(dtype)
-    iou = ops.soft_iou(maps)
-    assert iou.dtype == dtype and iou.is_contiguous()
+    iou = run(ops.soft_iou, maps)
+    assert iou.dtype == dtype and torch.equal(iou, run(ops.soft_iou, maps))
     assert torch.equal(iou, iou.T) and (iou.diagonal() == 1).all()
     expected = reference(maps.double().numpy())
     np.testing.assert_allclose(iou.double(), expected, rtol=0, atol=1e-6 + torch.finfo(dtype).eps)
 
 
-def test_alike_and_disjoint_maps():
+@pytest.mark.parametrize("shape", [(1000, 1, 3), (3, 64, 64)])
+def test_many_and_large_maps(run, shape):
+    maps = maps_of(*shape)
+    flat = maps.double().flatten(1)
+    expected = torch.stack(
+        [torch.minimum(x, flat).sum(1) / torch.maximum(x, flat).sum(1) for x in flat]
+    )
+    torch.testing.assert_close(run(ops.soft_iou, maps).double(), expected, rtol=0, atol=1e-6)
+
+
+def test_alike_and_disjoint_maps(run):
     maps = maps_of(1, 28, 28).repeat(4, 1, 1)
     maps[1] *= 1 - 1e-5
     maps[2, :14], maps[3, 14:] = 0, 0
-    iou = ops.soft_iou(maps)
+    iou = run(ops.soft_iou, maps)
     assert iou[2, 3] == 0
-    np.testing.assert_allclose(iou, reference(maps.numpy()), rtol=0, atol=1e-7)
+    np.testing.assert_allclose(iou, reference(maps.numpy()), rtol=0, atol=5e-7)
 
 
-def test_zero_maps():
+def test_zero_maps(run):
     maps = maps_of(3, 4, 4)
     maps[[0, 2]] = 0
-    assert ops.soft_iou(maps).tolist() == [[0, 0, 0], [0, 1, 0], [0, 0, 0]]
+    assert run(ops.soft_iou, maps).tolist() == [[0, 0, 0], [0, 1, 0], [0, 0, 0]]
+
+
+def test_no_maps(run):
+    assert run(ops.soft_iou, torch.zeros(0, 3, 3)).shape == (0, 0)
+
+
+def test_nan_goes_through(run):
+    maps = maps_of(3, 4, 4)
+    maps[1, 2, 3] = torch.nan
+    iou = run(ops.soft_iou, maps)
+    assert iou[1].isnan().all() and iou[:, 1].isnan().all() and iou[::2, ::2].isfinite().all()
+
+
+def test_gradient_is_refused_in_words(device):
+    maps = maps_of(2, 3, 3).to(device).requires_grad_()
+    with pytest.raises(RuntimeError, match="freecp.soft_iou"):
+        ops.soft_iou(maps).sum().backward()
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -76,12 +103,14 @@ def test_properties(shape, seed, scale):
     torch.testing.assert_close(ops.soft_iou(scale * maps), iou, rtol=0, atol=1e-6)
 
 
-def test_strides_and_autocast_do_not_matter():
+def test_strides_and_autocast_do_not_matter(run):
     maps = maps_of(5, 6, 7)
-    expected = ops.soft_iou(maps)
-    assert torch.equal(ops.soft_iou(maps.mT.contiguous().mT), expected)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(ops.soft_iou(maps), expected)
+    expected = run(ops.soft_iou, maps)
+    assert torch.equal(run(ops.soft_iou, maps.mT.contiguous().mT), expected)
+    with torch.autocast("cpu", torch.bfloat16), torch.autocast("cuda", torch.bfloat16):
+        assert torch.equal(run(ops.soft_iou, maps), expected)
+    view = maps[::2, 1:, ::3]
+    np.testing.assert_allclose(run(ops.soft_iou, view), reference(view.numpy()), rtol=0, atol=1e-6)
 
 
 def test_memory(largest_tensor):

@@ -1,0 +1,40 @@
+"""The real compiler takes every kernel. No GPU is needed: ptxas comes with Triton."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+KERNELS = {
+    "_box_mask_kernel",
+    "_reciprocal_sum_kernel",
+    "_symmetrise_kernel",
+    "_product_kernel",
+    "_min_max_kernel",
+    "_soft_iou_kernel",
+}
+# Bytes of shared memory that a program can have, from the CUDA C++ Programming Guide.
+SHARED = {80: 163 * 1024, 90: 227 * 1024}
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("sm", [80, 90])
+def test_kernels_compile_ahead_of_time(tmp_path, sm, dtype):
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    output = subprocess.run(
+        [sys.executable, Path(__file__).with_name("compile_kernels.py"), str(sm), dtype],
+        env=environment | {"TRITON_CACHE_DIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    ).stdout
+    launches = json.loads(output)
+    assert {launch["kernel"] for launch in launches} == KERNELS
+    assert any("*" + dtype in launch["signature"] for launch in launches)
+    for launch in launches:
+        assert launch["target"] and launch["binary"] > 0, launch
+        assert launch["shared"] <= SHARED[sm], launch
+        assert all(size < 2**16 for size in launch["grid"][1:]), launch

@@ -1,0 +1,60 @@
+"""What runs on which device, and that a GPU is never waited for."""
+
+import sys
+from importlib import import_module
+
+import pytest
+import torch
+
+from freecp_d2 import ops
+
+NAMES = ["sinkhorn_affinity", "box_mask", "refine", "soft_iou"]
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+def arguments(name: str, device: str) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(0)
+    affinity = torch.rand(2, 30, 30, generator=generator).to(device)
+    maps = torch.rand(2, 4, 5, 6, generator=generator).to(device)
+    return {
+        "sinkhorn_affinity": (affinity,),
+        "box_mask": (maps,),
+        "refine": (affinity, maps, maps.round()),
+        "soft_iou": (maps[0],),
+    }[name]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_device_has_a_kernel(name):
+    """Its own on the CPU or CUDA where one is written, and the composite elsewhere."""
+    for key in ("CPU", "CUDA", "Meta"):
+        assert torch._C._dispatch_has_computed_kernel_for_dispatch_key(f"freecp::{name}", key)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_other_devices_know_the_result(name):
+    args = [x.to("meta") for x in arguments(name, "cpu")]
+    result = getattr(ops, name)(*args)
+    expected = getattr(ops, name)(*arguments(name, "cpu"))
+    assert result.is_meta and result.shape == expected.shape and result.dtype == expected.dtype
+
+
+def test_the_interpreter_runs_where_there_is_no_gpu():
+    knobs = import_module("triton").knobs
+    assert knobs.runtime.interpret == (not torch.cuda.is_available())
+    assert "triton" in sys.modules
+
+
+@GPU
+@pytest.mark.parametrize("name", NAMES)
+def test_cuda_takes_triton_and_is_not_waited_for(name):
+    args = arguments(name, "cuda")
+    launcher = getattr(import_module(f"freecp_d2.ops.{name}"), f"{name}_triton")
+    expected = launcher(*args)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        result = getattr(ops, name)(*args)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(result, expected)
