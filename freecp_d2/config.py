@@ -48,8 +48,9 @@ def add_freecp_config(cfg: CfgNode) -> None:
     # The same for the base method alone, where its authors use others. -1: as WINDOW and STRIDE.
     freecp.BASE_WINDOW = -1
     freecp.BASE_STRIDE = -1
-    # How many windows (and how many crops) go through CLIP at once.
+    # How many windows, and how many crops of the ambiguity stage, go through CLIP at once.
     freecp.BATCH_SIZE = 16
+    freecp.CROP_BATCH_SIZE = 64
     # False switches a stage off.
     freecp.REDUNDANCY = True
     freecp.AMBIGUITY = True

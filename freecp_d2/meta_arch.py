@@ -1,11 +1,12 @@
 """FreeCP as a Detectron2 meta-architecture: windows, merging, Detectron2's input and output."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
@@ -16,29 +17,55 @@ from torch import Tensor, nn
 from .clip import DenseCLIP, DenseFeatures, Tokenizer, load_clip
 from .clip.text import cached_text_features, description_features, template_sentences
 from .data import Vocabulary, dataset_vocabulary, load_descriptions, load_vocabulary
-from .purification import PurificationHead
+from .purification import NonFiniteInput, PurificationHead
+from .purification.stages import to_device, to_host
+from .sliding_window import Window, WindowMean, patch_padding, upsample, windows_of
+from .timing import StageTimer
+
+T = TypeVar("T")
 
 BASE_TEMPERATURE = 50.0
 """What a base method alone multiplies cosine similarities by (METHOD.md step 8)."""
 
 
 @dataclass(frozen=True)
-class Window:
-    """One window: which image of the batch, and where in it."""
+class EncodedWindows:
+    """Windows of equal size of a batch of images.
 
-    image: int
-    rows: slice
-    columns: slice
+    Attributes:
+        windows: B of them.
+        pixels: (B, 3, H, W) normalised.
+        features: of `pixels`.
+    """
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width in pixels."""
-        return self.rows.stop - self.rows.start, self.columns.stop - self.columns.start
+    windows: list[Window]
+    pixels: Tensor
+    features: DenseFeatures
+
+
+@dataclass(frozen=True)
+class EncodedImages:
+    """What CLIP sees in a batch of images.
+
+    Attributes:
+        names: of their files, for messages.
+        sizes: height and width of every image.
+        output_sizes: height and width that its segmentation is to have.
+        batches: their windows.
+    """
+
+    names: list[str]
+    sizes: list[tuple[int, int]]
+    output_sizes: list[tuple[int, int]]
+    batches: Iterable[EncodedWindows]
 
 
 @META_ARCH_REGISTRY.register()
 class FreeCP(nn.Module):
     """Open-vocabulary semantic segmentation by a frozen CLIP, with or without class purification.
+
+    Attributes:
+        output: "sem_seg", or "label_map" for labels without the cost of a score for every class.
 
     Args:
         encoder: the frozen CLIP with its base method.
@@ -94,6 +121,8 @@ class FreeCP(nn.Module):
         self.batch_size = batch_size
         self.background_threshold = background_threshold
         self.input_format = input_format
+        self.output: Literal["sem_seg", "label_map"] = "sem_seg"
+        self.timer = StageTimer()
         for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
         for name in ("text", "descriptions", "query_class"):
@@ -127,7 +156,7 @@ class FreeCP(nn.Module):
                 redundancy=freecp.REDUNDANCY,
                 ambiguity=freecp.AMBIGUITY,
                 box_full_extent=freecp.BOX_FULL_EXTENT,
-                crop_batch_size=4 * freecp.BATCH_SIZE,
+                crop_batch_size=freecp.CROP_BATCH_SIZE,
             )
         else:
             window = window if freecp.BASE_WINDOW < 0 else freecp.BASE_WINDOW
@@ -173,7 +202,13 @@ class FreeCP(nn.Module):
         if self.head is not None:
             self.head.num_background = vocabulary.num_background
             self.descriptions = description_features(
-                clip, self.tokenizer, names, descriptions or {}, text, self.text_cache
+                clip,
+                self.tokenizer,
+                names,
+                descriptions or {},
+                text,
+                self.text_cache,
+                vocabulary.num_background,
             ).to(self.device)
         self.text = text.to(self.device)
         self.query_class = torch.tensor(vocabulary.query_class, device=self.device)
@@ -190,18 +225,101 @@ class FreeCP(nn.Module):
 
         Returns:
             One dict an image with `sem_seg`, (K, height, width) float32: a score for every class,
-            preceded by the background's where the vocabulary has one. The label map is its argmax.
+            preceded by the background's where the vocabulary has one. The label map is its argmax;
+            with `output` "label_map" it is given instead, as `label_map`, (height, width) int64.
+            With purification also what :meth:`segment` says.
 
         Raises:
             ValueError: NaN in an image or its features; it names the file.
         """
-        images = [self._normalize(x) for x in batched_inputs]
-        sizes = [
-            (x.get("height", x["image"].shape[1]), x.get("width", x["image"].shape[2]))
-            for x in batched_inputs
-        ]
-        segment = self._base_method if self.head is None else self._purified
-        return [{"sem_seg": sem_seg} for sem_seg in segment(images, sizes, batched_inputs)]
+        if self.head is None:
+            return self._base_method(batched_inputs)
+        return self.segment(self._encode_lazily(batched_inputs))
+
+    @torch.no_grad()
+    def encode(self, batched_inputs: list[dict]) -> EncodedImages:
+        """What :meth:`segment` needs, any number of times: for other words or thresholds.
+
+        Args and errors are those of :meth:`forward`.
+        """
+        encoded = self._encode_lazily(batched_inputs)
+        return replace(encoded, batches=list(encoded.batches))
+
+    @torch.no_grad()
+    def segment(self, encoded: EncodedImages) -> list[dict]:
+        """Purify and label (METHOD.md steps 2 to 7); :meth:`forward` without CLIP's view of it.
+
+        Returns:
+            One dict an image with `sem_seg` or `label_map`, and, on the CPU, of the classes without
+            the background: `kept_redundancy` and `kept`, (classes,) bool, whether any of a class's
+            names stayed in any window after the first and after both stages; `consistency`,
+            (classes,) float32, the largest of these; `ambiguous_losses`, sorted pairs (loser,
+            winner) of contiguous ids of look-alikes.
+
+        Raises:
+            ValueError: NaN in the features of an image; it names the file.
+        """
+        assert self.head is not None
+        windows: list[Window] = []
+        maps: list[Tensor] = []
+        decisions: list[list[Tensor]] = []
+        for batch in encoded.batches:
+            with self.timer.stage("purify", self.device):
+                try:
+                    candidates = self.head.select(
+                        batch.features, self.text, self.descriptions, self.encoder.logit_scale
+                    )
+                except NonFiniteInput as error:
+                    if error.window is None:
+                        raise
+                    name = encoded.names[batch.windows[error.window].image]
+                    raise ValueError(f"{name}: {error}; or the image is broken") from None
+            with self.timer.stage("ambiguity", self.device):
+                purified = self.head.resolve(
+                    batch.pixels, candidates, self.descriptions, self.encoder
+                )
+            windows += batch.windows
+            maps += purified.maps
+            decisions.append(
+                [
+                    purified.kept,
+                    purified.kept_redundancy,
+                    purified.consistency,
+                    purified.beaten_by,
+                ]
+            )
+        with self.timer.stage("merge", self.device):
+            kept, kept_redundancy, consistency, beaten_by = to_host(
+                [torch.cat(parts) for parts in zip(*decisions, strict=True)]
+            )
+            image_of = np.array([window.image for window in windows])
+            results = []
+            for image, size in enumerate(encoded.sizes):
+                (own,) = np.nonzero(image_of == image)
+                merged, queries = self._merge(
+                    [windows[i] for i in own], [maps[i] for i in own], kept[own] > 0, size
+                )
+                merged = upsample(merged, encoded.output_sizes[image])
+                found = self._label_map if self.output == "label_map" else self._sem_seg
+                results.append(
+                    {
+                        self.output: found(merged, queries),
+                        "kept": self._any_query(kept[own]) > 0,
+                        "kept_redundancy": self._any_query(kept_redundancy[own]) > 0,
+                        "consistency": self._any_query(consistency[own]),
+                        "ambiguous_losses": self._losses(beaten_by[own]),
+                    }
+                )
+        return results
+
+    @property
+    def timings(self) -> dict[str, float]:
+        """Seconds spent so far in the stages "encode", "purify", "ambiguity" and "merge"."""
+        return self.timer.seconds()
+
+    def reset_timings(self) -> None:
+        """Count `timings` from zero."""
+        self.timer = StageTimer()
 
     def _normalize(self, x: dict) -> Tensor:
         """(3, H, W) float32 RGB as CLIP wants it, at least a patch in height and width."""
@@ -216,54 +334,86 @@ class FreeCP(nn.Module):
             image = F.interpolate(image[None], size, mode="bilinear", align_corners=False)[0]
         return image
 
-    def _encode(
-        self, images: list[Tensor], inputs: list[dict], pad: bool
-    ) -> Iterator[tuple[list[Window], Tensor, DenseFeatures]]:
-        """Windows of equal size in batches, their pixels (B, 3, H, W) and features.
+    def _encode_lazily(self, batched_inputs: list[dict]) -> EncodedImages:
+        images = [self._normalize(x) for x in batched_inputs]
+        return EncodedImages(
+            names=[_name(x) for x in batched_inputs],
+            sizes=[(image.shape[1], image.shape[2]) for image in images],
+            output_sizes=[_output_size(x) for x in batched_inputs],
+            batches=(
+                EncodedWindows(windows, pixels, self._timed_encoder(self.encoder, pixels))
+                for windows, pixels in self._windows(images)
+            ),
+        )
 
-        `pad`: the pixels are zero-padded on both sides to whole patches.
-        """
+    def _windows(self, images: list[Tensor]) -> Iterator[tuple[list[Window], Tensor]]:
+        """Windows of equal size in batches, and their pixels (B, 3, H, W)."""
         by_size = defaultdict(list)
         for index, image in enumerate(images):
             for window in windows_of(index, image.shape[1:], self.window, self.stride):
                 by_size[window.size].append(window)
-        for size, windows in by_size.items():
+        for windows in by_size.values():
             for start in range(0, len(windows), self.batch_size):
                 batch = windows[start : start + self.batch_size]
-                pixels = torch.stack([images[w.image][:, w.rows, w.columns] for w in batch])
-                if pad:
-                    pixels = F.pad(pixels, patch_padding(size, self.encoder.patch_size))
-                features = self.encoder(pixels)
-                finite = features.patches.isfinite().flatten(1).all(dim=1).tolist()
-                if not all(finite):
-                    broken = inputs[batch[finite.index(False)].image]
-                    raise ValueError(
-                        f"{_name(broken)}: NaN or infinity in its CLIP features; check the image, "
-                        "the weights (MODEL.CLIP.PRETRAINED), or use MODEL.CLIP.PRECISION fp32"
-                    )
-                yield batch, pixels, features
+                yield batch, torch.stack([images[w.image][:, w.rows, w.columns] for w in batch])
 
-    def _purified(
-        self, images: list[Tensor], sizes: list[tuple[int, int]], inputs: list[dict]
-    ) -> Iterator[Tensor]:
-        """METHOD.md step 7."""
-        assert self.head is not None
-        found: list[list[tuple[Window, Tensor, Tensor]]] = [[] for _ in images]
-        for windows, pixels, features in self._encode(images, inputs, pad=False):
-            purified = self.head(pixels, features, self.text, self.descriptions, self.encoder)
-            for window, maps, kept in zip(windows, purified.maps, purified.kept, strict=True):
-                found[window.image].append((window, kept, maps[kept]))
-        for image, size, parts in zip(images, sizes, found, strict=True):
-            kept = torch.stack([kept for _, kept, _ in parts]).any(dim=0)
-            position = kept.cumsum(0) - 1
-            merged = WindowMean(int(kept.sum()), image)
-            for window, own, maps in parts:
-                merged.add(window, upsample(maps, window.size), position[own])
-            maps = upsample(merged.mean(), size)
-            sem_seg = self._by_class(maps, self.query_class[kept])
-            if self.vocabulary.num_background:
-                sem_seg[0] = 1 - maps.amax(dim=0) if len(maps) else 1.0
-            yield sem_seg
+    def _timed_encoder(self, encode: Callable[[Tensor], T], pixels: Tensor) -> T:
+        with self.timer.stage("encode", self.device):
+            return encode(pixels)
+
+    def _merge(
+        self, windows: list[Window], maps: list[Tensor], kept: np.ndarray, size: tuple[int, int]
+    ) -> tuple[Tensor, np.ndarray]:
+        """The mean over an image's windows of the queries that stay in any of them.
+
+        Args:
+            maps: (C, h, w) of every window.
+            kept: (windows, C) bool.
+
+        Returns:
+            (S, H, W) and the positions (S,) of these queries among those that are not background.
+        """
+        queries = kept.any(axis=0).nonzero()[0]
+        position = np.zeros(kept.shape[1], dtype=np.int64)
+        position[queries] = np.arange(len(queries))
+        merged = WindowMean(len(queries), size, maps[0])
+        for window, own, query_maps in zip(windows, kept, maps, strict=True):
+            (survivors,) = np.nonzero(own)
+            survivor_maps = query_maps[to_device(survivors, self.device)]
+            channels = to_device(position[survivors], self.device)
+            merged.add(window, upsample(survivor_maps, window.size), channels)
+        return merged.mean(), queries
+
+    def _sem_seg(self, maps: Tensor, queries: np.ndarray) -> Tensor:
+        """(K, H, W) scores from the maps (S, H, W) of the queries (S,) that stay."""
+        sem_seg = self._by_class(maps, self.query_class[to_device(queries, self.device)])
+        if self.vocabulary.num_background:
+            sem_seg[0] = 1 - maps.amax(dim=0) if len(maps) else 1.0
+        return sem_seg
+
+    def _label_map(self, maps: Tensor, queries: np.ndarray) -> Tensor:
+        """The argmax of :meth:`_sem_seg` without its (K, H, W)."""
+        if not len(maps):
+            return torch.zeros(maps.shape[1:], dtype=torch.int64, device=maps.device)
+        score, best = maps.max(dim=0)
+        classes = self.query_class[to_device(queries, self.device)][best]
+        if self.vocabulary.num_background:
+            return (classes + 1).masked_fill(1 - score >= score, 0)
+        return classes.masked_fill(score == 0, 0)
+
+    def _any_query(self, values: np.ndarray) -> Tensor:
+        """(classes,) float32 maxima, from at least 0, of (windows, C) over windows and names."""
+        best = np.zeros(len(self.vocabulary.classes), dtype=np.float32)
+        np.maximum.at(best, list(self.vocabulary.query_class), values.max(axis=0))
+        return torch.from_numpy(best)
+
+    def _losses(self, beaten_by: np.ndarray) -> list[tuple[int, int]]:
+        """Pairs of classes from (windows, C) positions of queries, -1 where none."""
+        window, loser = np.nonzero(beaten_by >= 0)
+        classes = np.array(self.vocabulary.query_class)
+        losers, winners = classes[loser], classes[beaten_by[window, loser].astype(int)]
+        pairs = zip(losers.tolist(), winners.tolist(), strict=True)
+        return sorted({(loser, winner) for loser, winner in pairs if loser != winner})
 
     def _by_class(self, maps: Tensor, classes: Tensor) -> Tensor:
         """(K, H, W) maxima of maps (S, H, W) of at least 0, whose classes (S,) are given.
@@ -275,24 +425,37 @@ class FreeCP(nn.Module):
         channels = (background + classes)[:, None, None].expand_as(maps)
         return maps.new_zeros(count, *maps.shape[1:]).scatter_reduce_(0, channels, maps, "amax")
 
-    def _base_method(
-        self, images: list[Tensor], sizes: list[tuple[int, int]], inputs: list[dict]
-    ) -> Iterator[Tensor]:
+    def _base_method(self, inputs: list[dict]) -> list[dict]:
         """METHOD.md step 8."""
-        merged = [WindowMean(len(self.text), image) for image in images]
+        images = [self._normalize(x) for x in inputs]
+        merged = [WindowMean(len(self.text), image.shape[1:], image) for image in images]
         everything = torch.arange(len(self.text), device=self.device)
-        for windows, pixels, features in self._encode(images, inputs, pad=True):
-            similarity = (
-                (features.patches @ self.text.T).transpose(1, 2).unflatten(2, features.grid)
-            )
-            similarity = upsample(similarity, pixels.shape[2:])
-            left, _, top, _ = patch_padding(windows[0].size, self.encoder.patch_size)
+        for windows, pixels in self._windows(images):
             height, width = windows[0].size
-            similarity = similarity[:, :, top : top + height, left : left + width]
-            for window, maps in zip(windows, similarity, strict=True):
-                merged[window.image].add(window, maps, everything)
-        for total, size in zip(merged, sizes, strict=True):
-            yield self._base_scores(upsample(total.mean(), size))
+            padding = patch_padding((height, width), self.encoder.patch_size)
+            pixels = F.pad(pixels, padding)
+            patches, grid = self._timed_encoder(self.encoder.encode_patches, pixels)
+            finite = patches.isfinite().flatten(1).all(dim=1).tolist()
+            if not all(finite):
+                broken = inputs[windows[finite.index(False)].image]
+                raise ValueError(
+                    f"{_name(broken)}: NaN or infinity in its CLIP features; check the image, "
+                    "the weights (MODEL.CLIP.PRETRAINED), or use MODEL.CLIP.PRECISION fp32"
+                )
+            with self.timer.stage("merge", self.device):
+                similarity = (patches @ self.text.T).transpose(1, 2).unflatten(2, grid)
+                similarity = upsample(similarity, pixels.shape[2:])
+                left, _, top, _ = padding
+                similarity = similarity[:, :, top : top + height, left : left + width]
+                for window, maps in zip(windows, similarity, strict=True):
+                    merged[window.image].add(window, maps, everything)
+        results = []
+        with self.timer.stage("merge", self.device):
+            for total, x in zip(merged, inputs, strict=True):
+                sem_seg = self._base_scores(upsample(total.mean(), _output_size(x)))
+                result = sem_seg.argmax(dim=0) if self.output == "label_map" else sem_seg
+                results.append({self.output: result})
+        return results
 
     def _base_scores(self, similarity: Tensor) -> Tensor:
         """(K, H, W) scores from cosine similarities (Q, H, W)."""
@@ -303,60 +466,6 @@ class FreeCP(nn.Module):
             sem_seg[0] = probabilities[:num_background].amax(dim=0)
             sem_seg[0].masked_fill_(sem_seg.amax(dim=0) < self.background_threshold, 1.0)
         return sem_seg
-
-
-class WindowMean:
-    """The mean over windows of maps that cover parts of an image.
-
-    Args:
-        channels: how many maps.
-        image: (..., H, W) of the image's size, on the maps' device.
-    """
-
-    def __init__(self, channels: int, image: Tensor):
-        self.total = image.new_zeros(channels, *image.shape[-2:])
-        self.count = image.new_zeros(image.shape[-2:])
-
-    def add(self, window: Window, maps: Tensor, channels: Tensor) -> None:
-        """Add a window's maps (S, *window.size), which belong to `channels` (S,)."""
-        self.total[:, window.rows, window.columns].index_add_(0, channels, maps)
-        self.count[window.rows, window.columns] += 1
-
-    def mean(self) -> Tensor:
-        """(channels, H, W)."""
-        return self.total / self.count
-
-
-def windows_of(image: int, size: Sequence[int], window: int, stride: int) -> list[Window]:
-    """Sliding windows of an image of `size` (height, width), row by row (METHOD.md step 7).
-
-    The last ones are shifted back inside. A window larger than the image is cut to the image, and
-    a window or stride of 0 means the whole image.
-    """
-    spans = []
-    for side in size:
-        extent = min(window, side) if window and stride else side
-        count = max(side - extent + stride - 1, 0) // stride + 1 if stride else 1
-        starts = [min(i * stride, side - extent) for i in range(count)]
-        spans.append([slice(start, start + extent) for start in starts])
-    return [Window(image, rows, columns) for rows in spans[0] for columns in spans[1]]
-
-
-def patch_padding(size: tuple[int, int], patch: tuple[int, int]) -> tuple[int, int, int, int]:
-    """(left, right, top, bottom) pixels that make `size` (height, width) whole patches."""
-    (height, width), (p_height, p_width) = size, patch
-    vertical, horizontal = -height % p_height, -width % p_width
-    left, top = horizontal // 2, vertical // 2
-    return left, horizontal - left, top, vertical - top
-
-
-def upsample(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Maps ([B,] C, h, w) resampled bilinearly to `size`."""
-    if not len(maps):
-        return maps.new_zeros(*maps.shape[:-2], *size)
-    batched = maps if maps.ndim == 4 else maps[None]
-    batched = F.interpolate(batched, tuple(size), mode="bilinear", align_corners=False)
-    return batched if maps.ndim == 4 else batched[0]
 
 
 def _configured_vocabulary(cfg: CfgNode) -> Vocabulary:
@@ -371,6 +480,10 @@ def _configured_vocabulary(cfg: CfgNode) -> Vocabulary:
             "by one"
         )
     return vocabularies[0]
+
+
+def _output_size(x: dict) -> tuple[int, int]:
+    return x.get("height", x["image"].shape[1]), x.get("width", x["image"].shape[2])
 
 
 def _name(x: dict) -> str:

@@ -1,6 +1,7 @@
 """FreeCP against the published sliding-window vectors, and METHOD.md step 8 by brute force."""
 
 import math
+import time
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ from freecp_d2 import FreeCP
 from freecp_d2.clip import DenseCLIP
 from freecp_d2.data import Vocabulary
 from freecp_d2.meta_arch import patch_padding, windows_of
-from freecp_d2.purification import PurificationHead
+from freecp_d2.purification import PurificationHead, stages
+from freecp_d2.purification.stages import to_host
 
 MEAN, STD = (122.771, 116.746, 104.094), (68.501, 66.632, 70.323)
 
@@ -177,6 +179,90 @@ def test_purified_channels_are_not_upsampled(model, inputs, monkeypatch):
     *windows, final = channels
     assert final == int(sem_seg.flatten(1).any(1).sum()) < 15
     assert max(windows) <= final
+
+
+@pytest.mark.parametrize("case", ["sliding", "sliding_background"])
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("redundancy_threshold", [None, 1.0])
+def test_the_label_map_is_the_argmax(case, enabled, redundancy_threshold, model, inputs):
+    freecp = model(case, enabled=enabled)
+    if enabled and redundancy_threshold is not None:
+        freecp.head.redundancy_threshold = redundancy_threshold
+    x = as_detectron2(inputs["large_image"], height=90, width=100)
+    expected = freecp([x])[0]["sem_seg"].argmax(0)
+    freecp.output = "label_map"
+    (result,) = freecp([x])
+    assert result["label_map"].equal(expected) and "sem_seg" not in result
+
+
+def test_what_was_removed_is_said(model, inputs, encoder):
+    """Against the head, window by window, with classes of two names."""
+    freecp = model("sliding")
+    freecp.vocabulary = Vocabulary(tuple((f"{i}", f"{i}b") for i in range(7)) + (("14",),))
+    query_class = freecp.vocabulary.query_class
+    freecp.query_class = torch.tensor(query_class)
+    x = as_detectron2(inputs["large_image"])
+    (result,) = freecp([x])
+    kept, kept_redundancy = torch.zeros(8).bool(), torch.zeros(8).bool()
+    consistency, losses = torch.zeros(8), set()
+    for window in windows_of(0, inputs["large_image"].shape[2:], freecp.window, freecp.stride):
+        pixels = inputs["large_image"][:, :, window.rows, window.columns]
+        purified = freecp.head(
+            pixels, encoder("sliding")(pixels), freecp.text, freecp.descriptions, freecp.encoder
+        )
+        for query, class_id in enumerate(query_class):
+            kept[class_id] |= purified.kept[0, query]
+            kept_redundancy[class_id] |= purified.kept_redundancy[0, query]
+            score = purified.consistency[0, query]
+            consistency[class_id] = max(consistency[class_id], score)
+            winner = int(purified.beaten_by[0, query])
+            if winner >= 0 and query_class[winner] != class_id:
+                losses.add((class_id, query_class[winner]))
+    assert result["kept"].equal(kept) and result["kept_redundancy"].equal(kept_redundancy)
+    assert result["ambiguous_losses"] == sorted(losses) and losses
+    torch.testing.assert_close(result["consistency"], consistency, atol=1e-6, rtol=1e-4)
+
+
+def test_segmenting_again_does_not_encode_again(model, inputs, monkeypatch):
+    freecp = model("sliding")
+    batch = [as_detectron2(inputs["large_image"]), as_detectron2(inputs["image"])]
+    expected = freecp(batch)
+    encoded = freecp.encode(batch)
+    monkeypatch.setattr(freecp.encoder, "forward", None)
+    for result, other in zip(freecp.segment(encoded), expected, strict=True):
+        assert result["sem_seg"].equal(other["sem_seg"])
+    freecp.head.redundancy_threshold = 0.0
+    freecp.head.ambiguity = False
+    assert freecp.segment(encoded)[0]["kept"].sum() > expected[0]["kept"].sum()
+
+
+def test_the_device_is_waited_for_once_more_for_the_batch(model, inputs, monkeypatch):
+    """Twice for every batch of windows, in the head, and once to merge all of them."""
+    transfers = []
+
+    def counted(tensors):
+        transfers.append(len(tensors))
+        return to_host(tensors)
+
+    monkeypatch.setattr(freecp_d2.meta_arch, "to_host", counted)
+    monkeypatch.setattr(stages, "to_host", counted)
+    freecp = model("sliding", batch_size=100)
+    freecp([as_detectron2(inputs["large_image"])] * 2)
+    assert len(transfers) == 3
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_seconds_by_stage(enabled, model, inputs):
+    freecp = model("sliding", enabled=enabled)
+    assert freecp.timings == {}
+    start = time.perf_counter()
+    freecp([as_detectron2(inputs["large_image"])])
+    seconds = time.perf_counter() - start
+    stages_of = {"encode", "merge"} | ({"purify", "ambiguity"} if enabled else set())
+    assert set(freecp.timings) == stages_of
+    assert 0.5 * seconds < sum(freecp.timings.values()) < seconds
+    freecp.reset_timings()
+    assert freecp.timings == {}
 
 
 def test_when_nothing_is_left_the_map_is_zero(model, inputs):

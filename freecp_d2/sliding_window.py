@@ -1,0 +1,76 @@
+"""Sliding windows over images, and the mean of what is found in them (METHOD.md steps 7 and 8)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Window:
+    """One window: which image of the batch, and where in it."""
+
+    image: int
+    rows: slice
+    columns: slice
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.rows.stop - self.rows.start, self.columns.stop - self.columns.start
+
+
+class WindowMean:
+    """The mean over windows of maps that cover parts of an image.
+
+    Args:
+        channels: how many maps.
+        size: height and width of the image.
+        like: its dtype and device are those of the maps.
+    """
+
+    def __init__(self, channels: int, size: Sequence[int], like: Tensor):
+        self.total = like.new_zeros(channels, *size)
+        self.count = like.new_zeros(*size)
+
+    def add(self, window: Window, maps: Tensor, channels: Tensor) -> None:
+        """Add a window's maps (S, *window.size), which belong to `channels` (S,)."""
+        self.total[:, window.rows, window.columns].index_add_(0, channels, maps)
+        self.count[window.rows, window.columns] += 1
+
+    def mean(self) -> Tensor:
+        """(channels, H, W)."""
+        return self.total / self.count
+
+
+def windows_of(image: int, size: Sequence[int], window: int, stride: int) -> list[Window]:
+    """Sliding windows of an image of `size` (height, width), row by row (METHOD.md step 7).
+
+    The last ones are shifted back inside. A window larger than the image is cut to the image, and
+    a window or stride of 0 means the whole image.
+    """
+    spans = []
+    for side in size:
+        extent = min(window, side) if window and stride else side
+        count = max(side - extent + stride - 1, 0) // stride + 1 if stride else 1
+        starts = [min(i * stride, side - extent) for i in range(count)]
+        spans.append([slice(start, start + extent) for start in starts])
+    return [Window(image, rows, columns) for rows in spans[0] for columns in spans[1]]
+
+
+def patch_padding(size: tuple[int, int], patch: tuple[int, int]) -> tuple[int, int, int, int]:
+    """(left, right, top, bottom) pixels that make `size` (height, width) whole patches."""
+    (height, width), (p_height, p_width) = size, patch
+    vertical, horizontal = -height % p_height, -width % p_width
+    left, top = horizontal // 2, vertical // 2
+    return left, horizontal - left, top, vertical - top
+
+
+def upsample(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Maps ([B,] C, h, w) resampled bilinearly to `size`."""
+    if not len(maps):
+        return maps.new_zeros(*maps.shape[:-2], *size)
+    batched = maps if maps.ndim == 4 else maps[None]
+    batched = F.interpolate(batched, tuple(size), mode="bilinear", align_corners=False)
+    return batched if maps.ndim == 4 else batched[0]
