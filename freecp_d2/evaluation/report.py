@@ -11,6 +11,7 @@ import cv2
 import jinja2
 import numpy as np
 from detectron2.data.catalog import Metadata
+from detectron2.utils.colormap import colormap
 from detectron2.utils.visualizer import Visualizer
 from PIL import Image
 
@@ -59,6 +60,7 @@ def write_report(
         lstrip_blocks=True,
     )
     environment.filters["figure"] = _figure
+    palette = _palette(metadata)
     runs = [run for run in (base, results) if run is not None]
     html = environment.get_template("report.html").render(
         results=results,
@@ -66,7 +68,7 @@ def write_report(
         classes=list(zip(*(run["classes"] for run in runs), strict=True)),
         pairs=results.get("ambiguous_losses", [])[:MOST_PAIRS],
         sections=[
-            (title, [(example, draw(example, metadata)) for example in examples])
+            (title, [(example, draw(example, palette)) for example in examples])
             for title, examples in (("Best images", best), ("Worst images", worst))
         ],
     )
@@ -74,7 +76,11 @@ def write_report(
 
 
 def draw(example: Example, metadata: Metadata) -> dict[str, str]:
-    """Title -> data URI of the image, the ground truth and the prediction."""
+    """Title -> data URI of the image, the ground truth and the prediction.
+
+    Args:
+        metadata: with `stuff_classes` and `stuff_colors`.
+    """
     image = read_image(example.file_name)
     height, width = example.truth.shape
     scale = min(1.0, PICTURE_SIDE / max(height, width))
@@ -85,6 +91,15 @@ def draw(example: Example, metadata: Metadata) -> dict[str, str]:
         labels = cv2.resize(labels.astype(np.uint16), size, interpolation=cv2.INTER_NEAREST)
         pictures[title] = Visualizer(image, metadata).draw_sem_seg(labels).get_image()
     return {title: _data_uri(picture) for title, picture in pictures.items()}
+
+
+def _palette(metadata: Metadata) -> Metadata:
+    """Names and colours; Detectron2's where a data set has none: its Visualizer would draw lots."""
+    colors = colormap(rgb=True).astype(int).tolist()
+    colors = [colors[i % len(colors)] for i in range(len(metadata.stuff_classes))]
+    return Metadata(
+        stuff_classes=metadata.stuff_classes, stuff_colors=metadata.get("stuff_colors", colors)
+    )
 
 
 def _data_uri(image: np.ndarray) -> str:
