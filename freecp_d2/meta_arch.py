@@ -373,7 +373,7 @@ class FreeCP(nn.Module):
         Returns:
             (S, H, W) and the positions (S,) of these queries among those that are not background.
         """
-        queries = kept.any(axis=0).nonzero()[0]
+        (queries,) = np.nonzero(kept.any(axis=0))
         position = np.zeros(kept.shape[1], dtype=np.int64)
         position[queries] = np.arange(len(queries))
         merged = WindowMean(len(queries), size, maps[0])
