@@ -1,5 +1,10 @@
 """SemSegEvalHook in a Detectron2 training run of a small SemanticSegmentor."""
 
+import json
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -161,3 +166,82 @@ def test_modes_are_restored_when_the_evaluation_fails(dataset):
     with pytest.raises(RuntimeError, match="out of order"):
         hook._do_eval()
     assert model.training and model[1].training and not model[0].training
+
+
+SCRIPT = """
+import json, os, sys
+from pathlib import Path
+import numpy as np
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
+from detectron2.engine import SimpleTrainer, launch
+from detectron2.utils import comm
+from PIL import Image
+from freecp_d2.data.mapper import InferenceMapper
+from freecp_d2.evaluation import FreeCPSemSegEvaluator, SemSegEvalHook
+
+folder, ranks = Path(sys.argv[1]), int(sys.argv[2])
+records = [
+    {"file_name": str(folder / f"{i}.jpg"), "sem_seg_file_name": str(folder / f"{i}.png")}
+    for i in range(5)
+]
+DatasetCatalog.register("five", lambda: records)
+MetadataCatalog.get("five").set(stuff_classes=["dark", "bright"], ignore_label=255)
+
+
+class Threshold(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.level = torch.nn.Parameter(torch.tensor(60.0))
+
+    def forward(self, batch):
+        if self.training:
+            return {"loss": (self.level - 130) ** 2}
+        return [{"label_map": (x["image"][0] > self.level).long()} for x in batch]
+
+
+def main():
+    model = Threshold()
+    mapper = InferenceMapper(min_size=0, max_size=2048, image_format="RGB")
+    trainer = SimpleTrainer(model, [[]] * 4, torch.optim.SGD(model.parameters(), lr=0.1))
+    loader = build_detection_test_loader(records, mapper=mapper)
+    evaluator = FreeCPSemSegEvaluator("five")
+    trainer.register_hooks([SemSegEvalHook(2, model, loader, evaluator)])
+    trainer.train(0, 4)
+    assert model.training and comm.get_world_size() == ranks
+    logged = trainer.storage.histories()
+    if comm.is_main_process():
+        figures = {k: h.values() for k, h in logged.items() if k.startswith("freecp/")}
+        (folder / f"{ranks}.json").write_text(json.dumps(figures))
+    else:
+        assert not any(key.startswith("freecp/") for key in logged)
+    comm.synchronize()
+    if ranks > 1:
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    launch(main, ranks, dist_url="auto")
+"""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="ranks would use NCCL, one GPU each")
+def test_two_ranks_log_what_one_logs(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(5):
+        pixels = rng.integers(0, 256, (12, 10), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{i}.jpg")
+        Image.fromarray((pixels > 128).astype(np.uint8)).save(tmp_path / f"{i}.png")
+    (tmp_path / "script.py").write_text(SCRIPT)
+    figures = []
+    for ranks in ("1", "2"):
+        command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path), ranks]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+        assert run.returncode == 0, run.stderr[-3000:]
+        figures.append(json.loads((tmp_path / f"{ranks}.json").read_text()))
+    one, two = figures
+    assert two == one
+    logged = one["freecp/sem_seg/mIoU"]
+    assert [iteration for _, iteration in logged] == [1, 4]
+    assert 0 < logged[0][0] < logged[1][0] < 100  # the threshold gets nearer to the truth's
