@@ -221,6 +221,8 @@ def test_every_layout_loads(name, layout, root, caplog):
     for folder in (layout.image_folder, layout.mask_folder):  # not of this benchmark
         (root / folder / "README.md").touch()
         (root / folder / "other_gtFine_color.tif").touch()
+        for suffix in (layout.image_suffix, layout.mask_suffix):
+            (root / folder / f"._hidden{suffix}").touch()
     records = DatasetCatalog.get(BENCHMARKS[name].dataset)
     assert records == [
         {
@@ -247,7 +249,7 @@ def test_the_first_layout_wins(root):
 def test_a_file_list_leaves_the_others_out(root):
     layout = BENCHMARKS["voc21"].layout
     write(root, layout, "2007_000033", "2007_000027")
-    (root / layout.file_list).write_text("2007_000027\n\n")
+    (root / layout.file_list).write_text("2007_000027  1\n\n")
     (record,) = DatasetCatalog.get("voc_2012_val_21_sem_seg")
     assert record["image_id"] == "2007_000027"
 

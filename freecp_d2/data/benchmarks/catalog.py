@@ -135,12 +135,14 @@ def _stems(folder: Path, suffix: str) -> set[str]:
         (Path(parent) / name).relative_to(folder).as_posix().removesuffix(suffix)
         for parent, _, names in os.walk(folder, followlinks=True)
         for name in names
-        if name.endswith(suffix)
+        if name.endswith(suffix) and not name.startswith(".")
     }
 
 
 def _lines(file: Path) -> set[str]:
-    return {line.strip() for line in file.read_text(encoding="utf-8").splitlines()} - {""}
+    """The first word of every line."""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    return {line.split()[0] for line in lines if line.strip()}
 
 
 def _colors(benchmark: Benchmark) -> list[list[int]]:
