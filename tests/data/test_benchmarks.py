@@ -138,6 +138,8 @@ def test_the_configs(name, config):
     assert (clip.NAME, clip.PRETRAINED) == ("ViT-L-14" if large else "ViT-B-16", "openai")
     assert (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST) == (short, 2048)
     assert cfg.INPUT.FORMAT == "RGB"
+    assert cfg.MODEL.PIXEL_MEAN == [122.771, 116.746, 104.094]
+    assert cfg.MODEL.PIXEL_STD == [68.501, 66.632, 70.323]
     assert (freecp.WINDOW, freecp.STRIDE) == (378 if large and window == 384 else window, 112)
     assert (freecp.REDUNDANCY_THRESHOLD, freecp.AMBIGUITY_THRESHOLD) == (rp, ap)
     assert (freecp.BASE_WINDOW, freecp.BASE_STRIDE) == (base_window, base_stride)
