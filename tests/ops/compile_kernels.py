@@ -1,4 +1,4 @@
-"""Compile every kernel for GPUs that need not be there: ``python compile_kernels.py SM DTYPE``.
+"""Compile every kernel for GPUs that need not be there: ``python compile_kernels.py SM``.
 
 The launchers are called with tensors on the CPU, and what they hand to Triton is compiled instead
 of run, up to ptxas. A process of its own, without TRITON_INTERPRET. Prints a JSON list of what was
@@ -68,18 +68,22 @@ def compile_launch(
 
 if __name__ == "__main__":
     target = GPUTarget("cuda", int(sys.argv[1]), 32)
-    dtype = {name: dtype for dtype, name in NAMES.items()}[sys.argv[2]]
     JITFunction.run = compile_launch
-    for batch, classes, height, width in ((1, 1, 1, 1), (2, 3, 5, 7), (2, 4, 8, 8), (1, 2, 64, 64)):
-        patches = height * width
-        maps = torch.zeros(batch, classes, height, width, dtype=dtype)
-        affinity = torch.zeros(batch, patches, patches, dtype=dtype)
-        for full_extent in (False, True):
-            box_mask_triton(maps, 0.4, full_extent)
-        sinkhorn_affinity_triton(affinity)
-        refine_triton(affinity, maps, maps)
-        refine_triton(affinity.mT, maps.mT, maps)
-        many = torch.zeros(batch, 9, 1, 1, dtype=dtype)  # More maps than pixels: D is squared.
-        refine_triton(affinity[:, :1, :1], many, many)
-        soft_iou_triton(maps[0])
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        # Odd sizes, and sizes and addresses that are multiples of 16.
+        for classes, height, width in ((3, 5, 7), (16, 64, 64)):
+            patches = height * width
+            maps = torch.zeros(2, classes, height, width, dtype=dtype)
+            affinity = torch.zeros(2, patches, patches, dtype=dtype)
+            box_mask_triton(maps)
+            sinkhorn_affinity_triton(affinity)
+            refine_triton(affinity, maps, maps)
+            soft_iou_triton(maps[0])
+    # What Triton makes constants: sizes and strides of 1. More maps than pixels: D is squared.
+    maps, affinity = torch.zeros(1, 2, 1, 1), torch.zeros(1, 1, 1)
+    box_mask_triton(maps, 0.4, True)
+    sinkhorn_affinity_triton(affinity)
+    refine_triton(affinity, maps, maps)
+    soft_iou_triton(maps[0, :1])
+    box_mask_triton(torch.zeros(1, 1, 128, 128, dtype=torch.float64))
     print(json.dumps(compiled))

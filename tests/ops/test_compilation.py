@@ -20,20 +20,19 @@ KERNELS = {
 SHARED = {80: 163 * 1024, 90: 227 * 1024}
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
 @pytest.mark.parametrize("sm", [80, 90])
-def test_kernels_compile_ahead_of_time(tmp_path, sm, dtype):
+def test_kernels_compile_ahead_of_time(tmp_path, sm):
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     output = subprocess.run(
-        [sys.executable, Path(__file__).with_name("compile_kernels.py"), str(sm), dtype],
+        [sys.executable, Path(__file__).with_name("compile_kernels.py"), str(sm)],
         env=environment | {"TRITON_CACHE_DIR": str(tmp_path)},
         stdout=subprocess.PIPE,
         text=True,
         check=True,
     ).stdout
     launches = json.loads(output)
-    assert {launch["kernel"] for launch in launches} == KERNELS
-    assert any("*" + dtype in launch["signature"] for launch in launches)
+    for dtype in ("*fp32", "*fp16", "*bf16"):
+        assert {x["kernel"] for x in launches if dtype in x["signature"]} == KERNELS
     for launch in launches:
         assert launch["target"] and launch["binary"] > 0, launch
         assert launch["shared"] <= SHARED[sm], launch
