@@ -43,7 +43,7 @@ def prepare(
     Args:
         root: DETECTRON2_DATASETS.
         workers: processes.
-        partial: fewer images than the official set has are no fault.
+        partial: fewer images than the official set has, if any, are no fault.
 
     Raises:
         ValueError: the annotation is one file, and damaged.
@@ -99,10 +99,11 @@ def prepare(
 def compare_count(
     images: int, benchmark: Benchmark, partial: bool, faults: list[str], notes: list[str]
 ) -> None:
-    """Fewer images than published are a fault unless `partial`; more are worth a note."""
+    """Fewer images than published are a fault unless `partial`, none always; more are a note."""
     if images != benchmark.num_images:
         sentence = f"{count(images, 'image')}, the published set has {benchmark.num_images}"
-        (notes if partial or images > benchmark.num_images else faults).append(sentence)
+        harmless = images > benchmark.num_images or (partial and images > 0)
+        (notes if harmless else faults).append(sentence)
 
 
 def count(number: int, noun: str) -> str:

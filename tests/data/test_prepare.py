@@ -1,0 +1,273 @@
+"""From folders in the official layouts to what evaluation reads, and what happens to bad files."""
+
+import hashlib
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog
+from PIL import Image
+
+from freecp_d2.data.benchmarks.catalog import BENCHMARKS
+from freecp_d2.data.prepare import prepare, verify, write
+from freecp_d2.data.prepare.__main__ import main
+
+spec = importlib.util.spec_from_file_location(
+    "official_layouts", Path(__file__).with_name("official_layouts.py")
+)
+official = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(official)
+
+CASES = [(name, "mat") for name in official.BENCHMARKS]
+CASES += [("pcontext59", "json"), ("pcontext60", "json")]
+
+
+def digests(root: Path) -> dict[Path, str]:
+    files = [path for path in root.rglob("*") if path.is_file()]
+    return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def run(*arguments) -> int:
+    return main([*map(str, arguments), "--workers", "1"])
+
+
+def target(name: str, root: Path, image: str) -> Path:
+    layout = BENCHMARKS[name].layout
+    return root / layout.mask_folder / f"{image}{layout.mask_suffix}"
+
+
+@pytest.mark.parametrize(("name", "context"), CASES)
+def test_official_files_become_what_evaluation_reads(name, context, tmp_path, monkeypatch):
+    expected = official.write_official(name, tmp_path, images=3, context=context)
+    originals = digests(tmp_path)
+
+    assert run(name, "--root", tmp_path, "--partial") == 0
+
+    after = digests(tmp_path)
+    assert originals.items() <= after.items()
+    for image, mask in expected.items():
+        made = Image.open(target(name, tmp_path, image))
+        np.testing.assert_array_equal(np.asarray(made), mask)
+        assert made.mode == ("P" if name == "voc21" else "L")
+    new = {path.relative_to(tmp_path).as_posix() for path in after.keys() - originals.keys()}
+    written = set() if name == "voc21" else {target(name, Path(), image) for image in expected}
+    lists = {"VOCdevkit/VOC2010/ImageSets/SegmentationContext/val.txt"}
+    assert new == {path.as_posix() for path in written} | (lists if "context" in name else set())
+
+    assert run(name, "--root", tmp_path, "--partial", "--verify") == 0
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    pairs = {
+        Path(d["file_name"]).name: Path(d["sem_seg_file_name"])
+        for d in DatasetCatalog.get(BENCHMARKS[name].dataset)
+    }
+    suffix = BENCHMARKS[name].layout.image_suffix
+    assert pairs == {
+        f"{Path(image).name}{suffix}": target(name, tmp_path, image) for image in expected
+    }
+
+
+@pytest.mark.parametrize("name", ["coco_object", "pcontext60"])
+def test_a_second_run_leaves_alone_what_is_done(name, tmp_path):
+    expected = official.write_official(name, tmp_path)
+    assert prepare(BENCHMARKS[name], tmp_path).written == 3
+    before = {image: target(name, tmp_path, image).stat().st_mtime_ns for image in expected}
+    done = prepare(BENCHMARKS[name], tmp_path)
+    assert (done.written, done.skipped) == (0, 3)
+    assert before == {image: target(name, tmp_path, image).stat().st_mtime_ns for image in expected}
+
+
+def test_a_run_that_was_cut_off_is_taken_up(tmp_path, monkeypatch):
+    expected = official.write_official("ade20k", tmp_path, images=4)
+    first, second, *_ = (target("ade20k", tmp_path, image) for image in expected)
+    replace = write.os.replace
+
+    def cut_off(part, path):
+        if path == second:
+            raise KeyboardInterrupt
+        replace(part, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(write.os, "replace", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(BENCHMARKS["ade20k"], tmp_path)
+    assert first.is_file() and not second.exists()
+    modified = first.stat().st_mtime_ns
+
+    done = prepare(BENCHMARKS["ade20k"], tmp_path, partial=True)
+    assert (done.written, done.skipped, done.faults) == (3, 1, [])
+    assert first.stat().st_mtime_ns == modified
+    for image, mask in expected.items():
+        np.testing.assert_array_equal(Image.open(target("ade20k", tmp_path, image)), mask)
+    assert not list(second.parent.glob(".*"))
+
+
+def test_processes_make_the_same_files(tmp_path):
+    expected = official.write_official("cityscapes", tmp_path, images=20)
+    done = prepare(BENCHMARKS["cityscapes"], tmp_path, workers=2, partial=True)
+    assert (done.written, done.faults) == (20, [])
+    for image, mask in expected.items():
+        np.testing.assert_array_equal(Image.open(target("cityscapes", tmp_path, image)), mask)
+    assert verify(BENCHMARKS["cityscapes"], tmp_path, workers=2, partial=True).faults == []
+
+
+def source(name: str, root: Path, image: str) -> Path:
+    return {
+        "ade20k": root / f"ADEChallengeData2016/annotations/validation/{image}.png",
+        "pcontext59": root / f"VOCdevkit/VOC2010/trainval/{image}.mat",
+        "voc20": root / f"VOCdevkit/VOC2012/SegmentationClass/{image}.png",
+    }[name]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "other content", "empty"])
+@pytest.mark.parametrize("name", ["ade20k", "pcontext59", "voc20"])
+def test_a_damaged_file_is_named_and_the_rest_done(name, damage, tmp_path, capsys):
+    expected = official.write_official(name, tmp_path)
+    bad, *good = expected
+    file = source(name, tmp_path, bad)
+    content = file.read_bytes()
+    damaged = {"truncated": content[: len(content) // 2], "other content": b"x" * 300, "empty": b""}
+    file.write_bytes(damaged[damage])
+
+    assert run(name, "--root", tmp_path, "--partial") == 1
+
+    faults = capsys.readouterr().err.split("fault: ")[1:]
+    assert len(faults) == 1 and faults[0].startswith(f"{bad}: ")
+    assert not target(name, tmp_path, bad).exists()
+    for image in good:
+        np.testing.assert_array_equal(Image.open(target(name, tmp_path, image)), expected[image])
+
+
+def test_a_label_map_in_colour_is_refused(tmp_path):
+    bad, *_ = official.write_official("ade20k", tmp_path)
+    file = source("ade20k", tmp_path, bad)
+    Image.open(file).convert("RGB").save(file)
+    done = prepare(BENCHMARKS["ade20k"], tmp_path, partial=True)
+    assert len(done.faults) == 1 and "one channel" in done.faults[0] and bad in done.faults[0]
+    assert done.written == 2
+
+
+def test_missing_annotations_and_images_are_named(tmp_path):
+    names = list(official.write_official("ade20k", tmp_path, images=10))
+    for image in names[:7]:
+        source("ade20k", tmp_path, image).unlink()
+    (tmp_path / f"ADEChallengeData2016/images/validation/{names[9]}.jpg").unlink()
+    done = prepare(BENCHMARKS["ade20k"], tmp_path, partial=True)
+    assert done.written == 3 and done.images == 9
+    assert len(done.faults) == 2
+    assert f"7 images without annotation ({', '.join(names[:5])} and 2 more)" in done.faults[0]
+    assert f"1 annotation without image ({names[9]})" in done.faults[1]
+
+
+@pytest.mark.parametrize("name", official.BENCHMARKS)
+def test_nothing_downloaded_is_said_with_where_to_get_it(name, tmp_path, capsys):
+    assert run(name, "--root", tmp_path, "--partial") == 1
+    error = capsys.readouterr().err
+    assert str(tmp_path) in error and BENCHMARKS[name].source in error
+    assert not list(tmp_path.iterdir())
+    assert run(name, "--root", tmp_path, "--partial", "--verify") == 1
+
+
+def test_a_count_below_the_published_is_a_fault(tmp_path, capsys):
+    official.write_official("voc20", tmp_path)
+    assert run("voc20", "--root", tmp_path) == 1
+    assert "3 images, the published set has 1449" in capsys.readouterr().err
+    assert run("voc20", "--root", tmp_path, "--verify") == 1
+    assert "3 images, the published set has 1449" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "content", ["", '{"images": []', "[]", '{"images": [{}]}', '{"images": 1}']
+)
+@pytest.mark.parametrize("name", ["coco_object", "pcontext59"])
+def test_a_damaged_json_is_named_and_the_other_benchmarks_done(name, content, tmp_path, capsys):
+    official.write_official(name, tmp_path, context="json")
+    official.write_official("ade20k", tmp_path)
+    (file,) = tmp_path.rglob("*.json")
+    file.write_text(content)
+    assert run(name, "ade20k", "--root", tmp_path, "--partial") == 1
+    printed = capsys.readouterr()
+    assert str(file) in printed.err and len(printed.err.split("fault: ")) == 2
+    assert "ade20k: 3 images; label maps: 3 written" in printed.out
+
+
+def test_an_instance_that_cannot_be_read_costs_its_image_only(tmp_path):
+    names = list(official.write_official("coco_object", tmp_path, images=4))
+    file = tmp_path / "coco/annotations/instances_val2017.json"
+    content = json.loads(file.read_text())
+    by_image = {a["image_id"]: a for a in content["annotations"]}
+    by_image[int(names[1])]["category_id"] = 12
+    by_image[int(names[2])]["segmentation"] = {"size": [3, 4], "counts": [0, 12]}
+    by_image[int(names[3])]["segmentation"] = [["a", "b"]]
+    file.write_text(json.dumps(content))
+    done = prepare(BENCHMARKS["coco_object"], tmp_path, partial=True)
+    assert done.written == 1
+    for name, fault, words in zip(
+        names[1:], done.faults, ("category_id 12", "size [3, 4]", "malformed"), strict=True
+    ):
+        assert fault.startswith(name) and words in fault
+
+
+def test_verify_names_every_kind_of_fault(tmp_path, capsys):
+    names = list(official.write_official("ade20k", tmp_path, images=7))
+    assert run("ade20k", "--root", tmp_path, "--partial") == 0
+    masks = {name: target("ade20k", tmp_path, name) for name in names}
+    images = tmp_path / "ADEChallengeData2016/images/validation"
+    masks[names[0]].unlink()
+    (images / f"{names[1]}.jpg").unlink()
+    Image.fromarray(np.zeros((5, 9), np.uint8)).save(masks[names[2]])
+    labels = np.array(Image.open(masks[names[3]]))
+    labels[0, :3] = 150, 200, 255
+    Image.fromarray(labels).save(masks[names[3]])
+    masks[names[4]].write_bytes(masks[names[4]].read_bytes()[:50])
+    (images / f"{names[5]}.jpg").write_bytes(b"no image")
+    capsys.readouterr()
+
+    assert run("ade20k", "--root", tmp_path, "--partial", "--verify") == 1
+
+    printed = capsys.readouterr()
+    assert "ade20k: 6 images, 6 label maps" in printed.out
+    faults = printed.err.split("fault: ")[1:]
+    assert len(faults) == 6
+    for fault, name, words in zip(
+        faults,
+        names,
+        (
+            "1 image without label map",
+            "1 label map without image",
+            "sizes do not match: image",
+            "ids out of range: 150, 200 ",
+            "label map:",
+            "image:",
+        ),
+        strict=False,
+    ):
+        assert name in fault and words in fault
+    assert "label map 9 x 5" in faults[2]
+
+
+def test_folders_of_other_projects_are_verified_where_they_lie(tmp_path):
+    """MMSegmentation's layout of COCO-Stuff, which is not the one that is written."""
+    official.write_official("coco_stuff164k", tmp_path)
+    prepare(BENCHMARKS["coco_stuff164k"], tmp_path)
+    other = tmp_path / "coco_stuff164k"
+    (other / "annotations").mkdir(parents=True)
+    (other / "images").mkdir()
+    (tmp_path / "coco/val2017").rename(other / "images/val2017")
+    (tmp_path / "coco/stuffthingmaps_detectron2/val2017").rename(other / "annotations/val2017")
+    for mask in list((other / "annotations/val2017").iterdir()):
+        mask.rename(mask.with_name(f"{mask.stem}_labelTrainIds.png"))
+    seen = verify(BENCHMARKS["coco_stuff164k"], tmp_path, partial=True)
+    assert (seen.images, seen.masks, seen.faults) == (3, 3, [])
+
+
+def test_the_command_as_it_is_typed(tmp_path):
+    official.write_official("voc20", tmp_path)
+    command = [sys.executable, "-m", "freecp_d2.data.prepare", "voc20", "--root", str(tmp_path)]
+    done = subprocess.run([*command, "--partial"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "voc20: 3 images; label maps: 3 written, 0 there already" in done.stdout
+    assert "voc20" in done.stderr and "3/3" in done.stderr
