@@ -18,32 +18,37 @@ def device(request) -> str:
     return request.param
 
 
+class Implementation:
+    """Calls an operator with tensors on the CPU and gets its result there."""
+
+    def __init__(self, kind: str):
+        self.kind = kind
+        self.device = "cuda" if GPU and kind != "cpu" else "cpu"
+        self.interpreted = kind == "triton" and not GPU
+
+    def __call__(self, op: Callable[..., Tensor], *args: object, **kwargs: object) -> Tensor:
+        if self.kind in ("composite", "triton"):
+            name = op.__name__
+            op = getattr(import_module(f"freecp_d2.ops.{name}"), f"{name}_{self.kind}")
+        result = op(*map(self._move, args), **kwargs)
+        assert result.device.type == self.device and result.is_contiguous()
+        return result.cpu()
+
+    def _move(self, value: object) -> object:
+        if not isinstance(value, Tensor):
+            return value
+        base = value if value._base is None else value._base
+        return base.to(self.device).as_strided(value.shape, value.stride(), value.storage_offset())
+
+
 @pytest.fixture(scope="session", params=["cpu", "composite", "triton", *(["cuda"] if GPU else [])])
-def run(request) -> Callable[..., Tensor]:
-    """Call an operator with tensors on the CPU and get its result there, by one implementation.
+def run(request) -> Implementation:
+    """Every implementation of the operators.
 
     "cpu" and "cuda" are the public function on that device, "composite" and "triton" what is behind
     it, on the GPU if there is one. Without one, Triton's interpreter runs the kernels.
     """
-    kind = request.param
-    device = "cuda" if GPU and kind != "cpu" else "cpu"
-
-    def move(value: object) -> object:
-        if not isinstance(value, Tensor):
-            return value
-        base = value if value._base is None else value._base
-        return base.to(device).as_strided(value.shape, value.stride(), value.storage_offset())
-
-    def call(op: Callable[..., Tensor], *args, **kwargs) -> Tensor:
-        name = op.__name__
-        if kind in ("composite", "triton"):
-            op = getattr(import_module(f"freecp_d2.ops.{name}"), f"{name}_{kind}")
-        result = op(*map(move, args), **kwargs)
-        assert result.device.type == device and result.is_contiguous()
-        return result.cpu()
-
-    call.interpreted = kind == "triton" and not GPU
-    return call
+    return Implementation(request.param)
 
 
 class _Largest(TorchDispatchMode):
