@@ -1,0 +1,578 @@
+"""Segment one's own images into one's own words: FreeCP without a data set."""
+
+import copy
+import difflib
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, overload
+
+import matplotlib
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import Metadata
+from detectron2.data.detection_utils import _apply_exif_orientation
+from detectron2.utils.file_io import PathManager
+from detectron2.utils.visualizer import Visualizer
+from PIL import Image
+from torch import Tensor
+
+from .config import load_config
+from .data import Vocabulary, load_vocabulary, normalized_name
+from .data.mapper import InferenceMapper, _to_eight_bits, read_image, resize_shortest_edge
+from .data.vocabulary import PACKAGED
+from .meta_arch import EncodedImages, FreeCP, _configured_vocabulary
+from .sliding_window import WindowMean, upsample
+
+ROOT = Path(__file__).resolve().parents[1]
+CACHED_VOCABULARIES = 32
+"""How many vocabularies' text features a predictor keeps."""
+_UNUSED = Vocabulary((("unused",),))
+
+ImageLike: TypeAlias = str | os.PathLike | Image.Image | np.ndarray
+VocabularyLike: TypeAlias = (
+    Vocabulary | Sequence[str] | Sequence[Sequence[str]] | str | os.PathLike | None
+)
+
+
+@dataclass(frozen=True)
+class RemovedClass:
+    """A class that purification found nowhere in the image.
+
+    Attributes:
+        name: its first name.
+        stage: which stage removed it last.
+        consistency: the largest of its names and of all windows (METHOD.md step 5).
+        beaten_by: for the stage "ambiguity" the look-alike that won, the one with the largest share
+            where different windows had different winners; None for "redundancy".
+    """
+
+    name: str
+    stage: Literal["redundancy", "ambiguity"]
+    consistency: float
+    beaten_by: str | None
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """An image in classes, K of them with the background.
+
+    Attributes:
+        image: (H, W, 3) uint8 RGB, turned as its EXIF data say.
+        label_map: (H, W) int64, indices into `class_names`.
+        class_names: the first name of each class; "background" first where it is scored.
+        scores: (K,) float32 in [0, 1], the highest score of each class in the image.
+        shares: (K,) float64, the fraction of pixels of each class; they sum to 1.
+        consistency: (K,) float32, each class's largest of all windows (METHOD.md step 5). NaN where
+            there is none: of the background, and of the base method.
+        removed: the classes that purification removed everywhere, in the order of `class_names`.
+        colors: (K, 3) uint8 RGB.
+    """
+
+    image: np.ndarray
+    label_map: np.ndarray
+    class_names: tuple[str, ...]
+    scores: np.ndarray
+    shares: np.ndarray
+    consistency: np.ndarray
+    removed: list[RemovedClass]
+    colors: np.ndarray
+
+    def draw(self, alpha: float = 0.6) -> np.ndarray:
+        """The image under its label map, by Detectron2's Visualizer.
+
+        Args:
+            alpha: how opaque the classes are, from 0 to 1.
+
+        Returns:
+            (H, W, 3) uint8 RGB.
+        """
+        metadata = Metadata(
+            # Detectron2 draws names with matplotlib, for which a pair of $ encloses mathematics.
+            stuff_classes=[name.replace("$", r"\$") for name in self.class_names],
+            stuff_colors=self.colors.tolist(),
+        )
+        visualizer = Visualizer(self.image, metadata)
+        smallest = max(self.label_map.size // 500, 1)
+        return visualizer.draw_sem_seg(self.label_map, smallest, alpha).get_image()
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedImage:
+    """An image as CLIP sees it, for :meth:`FreeCPPredictor.segment`.
+
+    Attributes:
+        image: (H, W, 3) uint8 RGB.
+        source: Detectron2's dict of it, resized.
+        windows: its CLIP features; None for the base method, which encodes while it segments.
+    """
+
+    image: np.ndarray
+    source: dict[str, Any]
+    windows: EncodedImages | None
+
+
+@dataclass(frozen=True, eq=False)
+class ClassMaps:
+    """Class activation maps of K classes, means over the windows.
+
+    Attributes:
+        names: of the classes.
+        activation: (K, h, w) float32, probabilities among all queries (METHOD.md step 2), at the
+            size that the image is resized to for CLIP.
+        refined: (K, h, w) float32 in [0, 1], after refinement (METHOD.md step 4).
+    """
+
+    names: tuple[str, ...]
+    activation: np.ndarray
+    refined: np.ndarray
+
+
+class FreeCPPredictor:
+    """FreeCP for images and words of one's own.
+
+        predictor = FreeCPPredictor("scenes/clearclip")
+        result = predictor("photo.jpg", vocabulary=["dog", "sofa", "carpet"], background=True)
+
+    It changes nothing outside itself: not Detectron2's catalogs, nor torch's settings or random
+    state. Several threads may use one predictor and its `base`; they take turns.
+
+    Args:
+        config: a config of :func:`freecp_d2.load_config`; a YAML file; or the name of a file in
+            configs/ without suffix, as "scenes/clearclip". Files that a named config names are
+            looked for in this repository, whatever the current folder is.
+        opts: KEY, VALUE, ... that override it.
+
+    Raises:
+        FileNotFoundError: there is no such config, or a file that it names is missing.
+        ValueError: a key or value that the config does not have, or weights that do not fit.
+    """
+
+    def __init__(self, config: CfgNode | str | os.PathLike, opts: Sequence[str] = ()):
+        cfg = _config(config, opts)
+        self.cfg = cfg
+        with torch.random.fork_rng(devices=[]):  # open_clip draws weights before it loads others
+            arguments = FreeCP.from_config(cfg, _UNUSED)
+        self._descriptions: Mapping[str, Sequence[str]] = arguments["descriptions"]
+        self._model = _Model(**{**arguments, "vocabulary": None}).to(cfg.MODEL.DEVICE).eval()
+        self._mapper = InferenceMapper(cfg)
+        self._lock = threading.RLock()
+        self._windows = self._model.window, self._model.stride
+        self.purifies: bool = cfg.MODEL.FREECP.ENABLED
+
+    @property
+    def base(self) -> "FreeCPPredictor":
+        """The base method without FreeCP, by the same CLIP in memory; itself where it is one."""
+        if not self.purifies:
+            return self
+        base, freecp = copy.copy(self), self.cfg.MODEL.FREECP
+        base.purifies = False
+        base._windows = (
+            freecp.WINDOW if freecp.BASE_WINDOW < 0 else freecp.BASE_WINDOW,
+            freecp.STRIDE if freecp.BASE_STRIDE < 0 else freecp.BASE_STRIDE,
+        )
+        return base
+
+    @overload  # type: ignore[overload-overlap]  # a string or an array is an iterable, too
+    def __call__(
+        self,
+        image: ImageLike,
+        vocabulary: VocabularyLike = ...,
+        background: bool | Sequence[str] = ...,
+    ) -> Segmentation: ...
+
+    @overload  # type: ignore[overload-overlap]
+    def __call__(
+        self,
+        image: list[ImageLike],
+        vocabulary: VocabularyLike = ...,
+        background: bool | Sequence[str] = ...,
+    ) -> list[Segmentation]: ...
+
+    @overload
+    def __call__(
+        self,
+        image: Iterable[ImageLike],
+        vocabulary: VocabularyLike = ...,
+        background: bool | Sequence[str] = ...,
+    ) -> Iterator[Segmentation]: ...
+
+    def __call__(
+        self,
+        image: ImageLike | Iterable[ImageLike],
+        vocabulary: VocabularyLike = None,
+        background: bool | Sequence[str] = False,
+    ) -> Segmentation | list[Segmentation] | Iterator[Segmentation]:
+        """Segment an image, a list of images, or lazily what any other iterable gives.
+
+        Args:
+            image: a path, a PIL image of any integer mode (turned as its EXIF data say), or an
+                array (H, W, 3) uint8 RGB; or several of these, of any sizes.
+            vocabulary: a list of names; a list of lists, the names of one class each; a
+                :class:`Vocabulary`; the path of a file of one; or None for the config's own.
+            background: True: what is none of the classes is background, by the vocabulary's own
+                background names or else the 26 of METHOD.md step 0, without those that name a
+                class. A list: these names. False: only where the vocabulary has background names.
+
+        Returns:
+            A :class:`Segmentation`, a list, or a generator of them.
+
+        Raises:
+            FileNotFoundError: no such image or vocabulary.
+            TypeError: neither an image nor images.
+            ValueError: an image that cannot be read, an array of another shape or dtype, a
+                vocabulary that is empty, has a name twice, or one too long for CLIP.
+        """
+        words = self.vocabulary(vocabulary, background)
+        if isinstance(image, str | os.PathLike | Image.Image | np.ndarray):
+            return self._segment(_pixels(image), image, words)
+        if isinstance(image, Tensor | Mapping | bytes) or not isinstance(image, Iterable):
+            raise _no_image(image)
+        results = (self._segment(_pixels(one), one, words) for one in image)
+        return list(results) if isinstance(image, list) else results
+
+    def encode(self, image: ImageLike) -> EncodedImage:
+        """CLIP's part, once, for :meth:`segment` any number of times.
+
+        Args and errors are those of one image of a call.
+        """
+        pixels = _pixels(image)
+        source = self._source(pixels, image)
+        if not self.purifies:
+            return EncodedImage(pixels, source, None)
+        with self._using(None) as model:
+            return EncodedImage(pixels, source, model.encode([source]))
+
+    def segment(
+        self,
+        encoded: EncodedImage,
+        vocabulary: VocabularyLike = None,
+        background: bool | Sequence[str] = False,
+        redundancy_threshold: float | None = None,
+        ambiguity_threshold: float | None = None,
+    ) -> Segmentation:
+        """Segment an image of :meth:`encode`; only the crops of look-alikes go through CLIP again.
+
+        Args:
+            vocabulary, background: as in a call.
+            redundancy_threshold, ambiguity_threshold: in place of the config's.
+
+        Raises:
+            ValueError: of the words as in a call; thresholds, or an image of `base`'s encode, where
+                they do not apply.
+        """
+        words = self.vocabulary(vocabulary, background)
+        if not self.purifies:
+            if redundancy_threshold is not None or ambiguity_threshold is not None:
+                raise ValueError("the base method has no thresholds; leave them out")
+            return self._segment(encoded.image, encoded.source["file_name"], words)
+        windows = _windows(encoded)
+        with self._using(words) as model:
+            assert model.head is not None
+            own = model.head.redundancy_threshold, model.head.ambiguity_threshold
+            try:
+                if redundancy_threshold is not None:
+                    model.head.redundancy_threshold = redundancy_threshold
+                if ambiguity_threshold is not None:
+                    model.head.ambiguity_threshold = ambiguity_threshold
+                (result,) = model.segment(windows)
+            finally:
+                model.head.redundancy_threshold, model.head.ambiguity_threshold = own
+        return self._segmentation(encoded.image, result, words)
+
+    @torch.no_grad()
+    def class_maps(
+        self,
+        encoded: EncodedImage,
+        classes: Sequence[str],
+        vocabulary: VocabularyLike = None,
+        background: bool | Sequence[str] = False,
+    ) -> ClassMaps:
+        """Class activation maps before and after refinement.
+
+        Args:
+            classes: first names of classes of the vocabulary.
+            vocabulary, background: as in a call.
+
+        Raises:
+            ValueError: the predictor is a base method, which refines nothing, or there is no such
+                class.
+        """
+        if not self.purifies:
+            raise ValueError("the base method refines no maps; ask the predictor with FreeCP")
+        words, windows = self.vocabulary(vocabulary, background), _windows(encoded)
+        names = [own[0] for own in words.classes]
+        unknown = [name for name in classes if name not in names]
+        if unknown:
+            raise ValueError(f"{unknown[0]!r} is no class of the vocabulary; ask for one of it")
+        with self._using(words) as model:
+            assert model.head is not None
+            everything = torch.arange(len(classes), device=model.device)
+            (size,) = windows.sizes
+            queries = [
+                [i for i, own in enumerate(words.query_class) if names[own] == name]
+                for name in classes
+            ]
+            means = [
+                WindowMean(len(classes), size, model.get_buffer("pixel_mean")) for _ in range(2)
+            ]
+            for batch in windows.batches:
+                found = model.head.select(
+                    batch.features, model.text, model.descriptions, model.encoder.logit_scale
+                )
+                activation = found.probabilities[:, words.num_background :]
+                for mean, maps in zip(means, (activation, found.refined), strict=True):
+                    own_maps = torch.stack([maps[:, own].amax(dim=1) for own in queries], dim=1)
+                    for window, window_maps in zip(batch.windows, own_maps, strict=True):
+                        mean.add(window, upsample(window_maps, window.size), everything)
+        before, after = (mean.mean().cpu().numpy() for mean in means)
+        return ClassMaps(tuple(classes), before, after)
+
+    def vocabulary(
+        self, vocabulary: VocabularyLike = None, background: bool | Sequence[str] = False
+    ) -> Vocabulary:
+        """What a call with these arguments segments into; errors are those of a call."""
+        words = _configured_vocabulary(self.cfg) if vocabulary is None else _words(vocabulary)
+        if background is True and not words.background:
+            classes = {normalized_name(name) for names in words.classes for name in names}
+            default = load_vocabulary(f"{PACKAGED}benchmarks/published/voc21.json").background
+            background = [name for name in default if normalized_name(name) not in classes]
+        if isinstance(background, bool):
+            return words
+        if isinstance(background, str):
+            raise ValueError(f"background is {background!r}; give True or a list of names")
+        return Vocabulary(words.classes, tuple(background))
+
+    def _source(self, pixels: np.ndarray, image: object) -> dict[str, Any]:
+        """Detectron2's dict of an image."""
+        resized = resize_shortest_edge(pixels, self._mapper.min_size, self._mapper.max_size)
+        if self._mapper.image_format == "BGR":
+            resized = resized[:, :, ::-1]
+        return {
+            "file_name": os.fspath(image) if isinstance(image, str | os.PathLike) else "the image",
+            "height": pixels.shape[0],
+            "width": pixels.shape[1],
+            "image": torch.from_numpy(resized.transpose(2, 0, 1).copy()),
+        }
+
+    @contextmanager
+    def _using(self, words: Vocabulary | None) -> Iterator["_Model"]:
+        """The model, for this thread alone, in this predictor's mode and with these words."""
+        with self._lock:
+            model, head = self._model, self._model.head
+            model.set_vocabulary(words, self._descriptions)
+            try:
+                model.window, model.stride = self._windows
+                model.head = head if self.purifies else None
+                yield model
+            finally:
+                model.head = head
+
+    def _segment(self, pixels: np.ndarray, image: object, words: Vocabulary) -> Segmentation:
+        source = self._source(pixels, image)
+        with self._using(words) as model:
+            (result,) = model([source])
+        return self._segmentation(pixels, result, words)
+
+    def _segmentation(
+        self, pixels: np.ndarray, result: dict[str, Any], words: Vocabulary
+    ) -> Segmentation:
+        if self.purifies:
+            labels, scores = result["sem_seg"]
+        else:
+            labels, scores = result["sem_seg"].argmax(dim=0), result["sem_seg"].amax(dim=(1, 2))
+        labels = labels.cpu().numpy()
+        own_names = [names[0] for names in words.classes]
+        before = ["background"] * (words.num_background > 0)
+        count = len(before) + len(own_names)
+        shares = np.bincount(labels.ravel(), minlength=count) / labels.size
+        consistency = np.full(count, np.nan, dtype=np.float32)
+        removed = []
+        if self.purifies:
+            consistency[len(before) :] = result["consistency"].numpy()
+            winners: dict[int, list[int]] = {}
+            for loser, winner in result["ambiguous_losses"]:
+                winners.setdefault(loser, []).append(winner)
+            for index in (~result["kept"]).nonzero().flatten().tolist():
+                ambiguous = bool(result["kept_redundancy"][index])
+                share = {w: shares[len(before) + w] for w in winners.get(index, ())}
+                removed.append(
+                    RemovedClass(
+                        own_names[index],
+                        "ambiguity" if ambiguous else "redundancy",
+                        float(result["consistency"][index]),
+                        own_names[max(share, key=share.__getitem__)] if ambiguous else None,
+                    )
+                )
+        return Segmentation(
+            image=pixels,
+            label_map=labels,
+            class_names=(*before, *own_names),
+            scores=scores.float().cpu().numpy(),
+            shares=shares,
+            consistency=consistency,
+            removed=removed,
+            colors=_colors(len(own_names), bool(before)),
+        )
+
+
+class _Model(FreeCP):
+    """FreeCP that starts without a vocabulary and keeps the text features of the last ones.
+
+    With purification its `sem_seg` is the label map (H, W) and the highest score of every class
+    (K,), without the dense (K, H, W) that a photograph in 171 classes has no memory for.
+    """
+
+    def set_vocabulary(
+        self,
+        vocabulary: Vocabulary | None,
+        descriptions: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        if vocabulary is None:
+            return
+        if "_known" not in vars(self):
+            self._known: OrderedDict[Vocabulary, tuple] = OrderedDict()
+        if vocabulary not in self._known:
+            super().set_vocabulary(vocabulary, descriptions)
+            self._known[vocabulary] = self.text, self.descriptions, self.query_class
+            if len(self._known) > CACHED_VOCABULARIES:
+                self._known.popitem(last=False)
+        self._known.move_to_end(vocabulary)
+        self.text, self.descriptions, self.query_class = self._known[vocabulary]
+        self.vocabulary = vocabulary
+        if self.head is not None:
+            self.head.num_background = vocabulary.num_background
+
+    def _sem_seg(self, maps: Tensor, queries: np.ndarray) -> Any:
+        best = maps.flatten(1).amax(dim=1) if len(maps) else maps.new_zeros(0)
+        classes = self.query_class[torch.from_numpy(queries).to(self.device)]
+        scores = self._by_class(best[:, None, None], classes)[:, 0, 0]
+        if self.vocabulary.num_background:
+            scores[0] = 1 - maps.amax(dim=0).min() if len(maps) else 1.0
+        return self._label_map(maps, queries), scores
+
+
+def _config(config: CfgNode | str | os.PathLike, opts: Sequence[str]) -> CfgNode:
+    try:
+        if isinstance(config, CfgNode):
+            cfg = config.clone()
+            cfg.defrost()
+            cfg.merge_from_list(list(opts))
+        else:
+            name = os.fspath(config)
+            named = not name.endswith((".yaml", ".yml"))
+            cfg = load_config(str(_named_config(name) if named else _existing(name)), opts)
+            cfg.defrost()
+            if named:
+                _find_files(cfg)
+    except (AssertionError, KeyError) as error:  # what Detectron2's configs raise
+        raise ValueError(f"config: {error.args[0] if error.args else error}") from error
+    cfg.freeze()
+    return cfg
+
+
+def _existing(name: str) -> Path:
+    if not Path(name).is_file():
+        raise FileNotFoundError(f"config {name}: no such file; check the path")
+    return Path(name)
+
+
+def _named_config(name: str) -> Path:
+    folder = ROOT / "configs"
+    file = folder / f"{name}.yaml"
+    if not file.is_file():
+        known = [p.relative_to(folder).with_suffix("").as_posix() for p in folder.rglob("*.yaml")]
+        known = sorted(other for other in known if not other.endswith("base"))
+        close = difflib.get_close_matches(name, known) or known
+        raise FileNotFoundError(
+            f"config {name!r}: there is no {file}; choose "
+            + (f"one of {', '.join(close)}, or " if close else "")
+            + "the path of a YAML file"
+        )
+    return file
+
+
+def _find_files(cfg: CfgNode) -> None:
+    """Make a named config's files absolute, where they are in the repository."""
+    for node, key in (
+        (cfg.MODEL.CLIP, "NAME"),
+        (cfg.MODEL.CLIP, "PRETRAINED"),
+        (cfg.MODEL.FREECP, "DESCRIPTIONS"),
+        (cfg.MODEL.FREECP, "VOCABULARY"),
+    ):
+        if node[key] and not Path(node[key]).is_file() and (ROOT / node[key]).is_file():
+            node[key] = str(ROOT / node[key])
+
+
+def _words(vocabulary: Any) -> Vocabulary:
+    if isinstance(vocabulary, Vocabulary):
+        return vocabulary
+    if isinstance(vocabulary, str | os.PathLike):
+        path = os.fspath(vocabulary)
+        if not path.startswith(PACKAGED) and not Path(path).is_file():
+            raise FileNotFoundError(
+                f"vocabulary {path!r}: there is no such file; give a list of names, or the path "
+                "of a file with one class a line"
+            )
+        return load_vocabulary(path)
+    if not isinstance(vocabulary, Sequence):
+        raise TypeError(f"a vocabulary is a list of names or a file, not {type(vocabulary)}")
+    classes = []
+    for index, entry in enumerate(vocabulary):
+        names = [entry] if isinstance(entry, str) else entry
+        if not isinstance(names, Sequence) or not all(isinstance(n, str) for n in names):
+            raise TypeError(f"class {index} must be a name or a list of names, not {entry!r}")
+        classes.append(tuple(name.strip() for name in names))
+    return Vocabulary(tuple(classes))
+
+
+def _pixels(image: object) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of a path, a PIL image or an array."""
+    if isinstance(image, str | os.PathLike):
+        if not PathManager.isfile(os.fspath(image)):
+            what = "a folder, not an image" if os.path.isdir(image) else "no such file"
+            raise FileNotFoundError(f"{os.fspath(image)}: {what}; check the path")
+        return read_image(image)
+    if isinstance(image, Image.Image):
+        if image.mode == "F":
+            raise ValueError("a PIL image of floats, whose range is unknown; convert it to RGB")
+        try:
+            return np.asarray(_to_eight_bits(_apply_exif_orientation(image)).convert("RGB"))
+        except OSError as error:
+            raise ValueError(f"a PIL image that cannot be read ({error}); replace it") from error
+    if not isinstance(image, np.ndarray):
+        raise _no_image(image)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise ValueError(
+            f"an array of shape {image.shape} and dtype {image.dtype}; an image is (height, width, "
+            "3) uint8 in RGB order, and several images are a list"
+        )
+    return image
+
+
+def _no_image(image: object) -> TypeError:
+    return TypeError(
+        f"{type(image)} is no image; give a path, a PIL image, a NumPy array (height, width, 3) "
+        "uint8 in RGB order, or a list of these"
+    )
+
+
+def _windows(encoded: EncodedImage) -> EncodedImages:
+    if encoded.windows is None:
+        raise ValueError("an image that the base method encoded; encode it by this predictor")
+    return encoded.windows
+
+
+def _colors(classes: int, background: bool) -> np.ndarray:
+    """(K, 3) uint8: hues at steps of the golden ratio, in three lightnesses; background is grey."""
+    index = np.arange(classes)
+    saturation, value = np.array([(0.85, 0.95), (0.6, 0.75), (0.5, 1.0)])[index % 3].T
+    hue = (0.03 + index * 0.61803398875) % 1
+    rgb = matplotlib.colors.hsv_to_rgb(np.stack([hue, saturation, value], axis=1))
+    own = (255 * rgb).round().astype(np.uint8)
+    return np.concatenate([np.full((int(background), 3), 64, np.uint8), own])
