@@ -1,5 +1,5 @@
 """Class purification: affinity, refinement, redundancy and ambiguity."""
 
-from .head import Candidates, NonFiniteInput, PurificationHead, PurifiedMaps
+from .head import Candidates, Encoder, NonFiniteInput, PurificationHead, PurifiedMaps
 
-__all__ = ["Candidates", "NonFiniteInput", "PurificationHead", "PurifiedMaps"]
+__all__ = ["Candidates", "Encoder", "NonFiniteInput", "PurificationHead", "PurifiedMaps"]

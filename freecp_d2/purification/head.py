@@ -1,13 +1,32 @@
 """PurificationHead: from dense CLIP features to the maps of the classes that are in the image."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..clip import DenseCLIP, DenseFeatures
+from ..clip import DenseFeatures
 from . import stages
+
+
+class Encoder(Protocol):
+    """What the head needs of a CLIP; :class:`freecp_d2.clip.DenseCLIP` is one.
+
+    Attributes:
+        logit_scale: CLIP's temperature, already exponentiated.
+        patch_size: height and width in pixels of a cell of the maps' grid.
+    """
+
+    logit_scale: float
+
+    @property
+    def patch_size(self) -> tuple[int, int]: ...
+
+    def encode_cls(self, images: Tensor) -> Tensor:
+        """Embeddings (B, D), float32 of unit length, of normalised images (B, 3, H, W)."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +127,7 @@ class PurificationHead(nn.Module):
         features: DenseFeatures,
         text: Tensor,
         descriptions: Tensor,
-        encoder: DenseCLIP,
+        encoder: Encoder,
     ) -> PurifiedMaps:
         """Purify the classes of a batch of windows: :meth:`select`, then :meth:`resolve`.
 
@@ -133,10 +152,7 @@ class PurificationHead(nn.Module):
         self, features: DenseFeatures, text: Tensor, descriptions: Tensor, logit_scale: float
     ) -> Candidates:
         """Redundancy purification. Arguments and errors are those of :meth:`forward`."""
-        if len(text) <= self.num_background:
-            raise ValueError(
-                f"{len(text)} queries, {self.num_background} of them background: name a class"
-            )
+        self._require_class(len(text))
         probabilities, refined, consistency, kept = stages.select_candidates(
             features.patches,
             features.attention,
@@ -147,18 +163,59 @@ class PurificationHead(nn.Module):
             self.redundancy_threshold,
             self.box_full_extent,
         )
+        kept, kept_on_host, finite = self._stays(kept, consistency, descriptions)
+        if not finite:
+            sources = (("patch features", features.patches), ("attention", features.attention))
+            raise _non_finite(sources, (("text", text), ("description", descriptions)))
+        return Candidates(probabilities, refined, consistency, kept, kept_on_host)
+
+    @torch.no_grad()
+    def select_maps(self, probabilities: Tensor, attention: Tensor) -> Candidates:
+        """Redundancy purification of any model's maps.
+
+        Args:
+            probabilities: (B, Q, h, w) float32 in [0, 1] of every class, the background's first.
+            attention: (B, N, N) float32 of at least 0, N = h * w: the affinity of cells to cells,
+                by attention or by likeness of features. No row or column is zero.
+
+        Raises:
+            ValueError: NaN or infinity in either, or a zero row or column
+                (:class:`NonFiniteInput`), or no class.
+        """
+        self._require_class(probabilities.shape[1])
+        refined, consistency, kept = stages.purify_maps(
+            probabilities,
+            stages.normalize(probabilities),
+            attention,
+            self.num_background,
+            self.redundancy_threshold,
+            self.box_full_extent,
+        )
+        kept, kept_on_host, finite = self._stays(kept, consistency, probabilities)
+        if not finite:
+            raise _non_finite((("probabilities", probabilities), ("attention", attention)))
+        return Candidates(probabilities, refined, consistency, kept, kept_on_host)
+
+    def _require_class(self, queries: int) -> None:
+        if queries <= self.num_background:
+            raise ValueError(
+                f"{queries} queries, {self.num_background} of them background: name a class"
+            )
+
+    def _stays(
+        self, kept: Tensor, consistency: Tensor, source: Tensor
+    ) -> tuple[Tensor, np.ndarray, bool]:
+        """Which classes stay, the same on the host, and whether everything is finite."""
         if not self.redundancy:
             kept = torch.ones_like(kept)
         windows_finite = consistency.isfinite().all(dim=1)
-        finite = torch.stack([descriptions.isfinite().all(), windows_finite.all()])
+        finite = torch.stack([source.isfinite().all(), windows_finite.all()])
         kept_on_host, finite_on_host = stages.to_host([kept, finite])
-        if not finite_on_host.all():
-            raise _non_finite(features, text, descriptions)
-        return Candidates(probabilities, refined, consistency, kept, kept_on_host > 0)
+        return kept, kept_on_host > 0, bool(finite_on_host.all())
 
     @torch.no_grad()
     def resolve(
-        self, images: Tensor, candidates: Candidates, descriptions: Tensor, encoder: DenseCLIP
+        self, images: Tensor, candidates: Candidates, descriptions: Tensor, encoder: Encoder
     ) -> PurifiedMaps:
         """Ambiguity purification. Arguments are those of :meth:`forward`."""
         refined, kept = candidates.refined, candidates.kept
@@ -187,15 +244,14 @@ class PurificationHead(nn.Module):
         )
 
 
-def _non_finite(features: DenseFeatures, text: Tensor, descriptions: Tensor) -> NonFiniteInput:
-    """The error that says where NaN or infinity is."""
-    for where, values in (("text features", text), ("description features", descriptions)):
+def _non_finite(
+    sources: Sequence[tuple[str, Tensor]], text: Sequence[tuple[str, Tensor]] = ()
+) -> NonFiniteInput:
+    """The error that says where NaN or infinity is: in `text`, or in a window of `sources`."""
+    for name, values in text:
         if not values.isfinite().all():
-            return NonFiniteInput(where)
-    for where, values in (
-        ("patch features", features.patches),
-        ("attention", features.attention),
-    ):
+            return NonFiniteInput(f"{name} features")
+    for where, values in sources:
         finite = values.isfinite().flatten(1).all(dim=1).tolist()
         if not all(finite):
             return NonFiniteInput(where, finite.index(False))

@@ -1,8 +1,9 @@
 """The stages of class purification as functions of tensors (METHOD.md steps 2 to 6).
 
 B counts windows, Q text queries, C the queries that are not background, and (h, w) is the grid.
-Nothing here waits for a device but :func:`to_host`: :func:`select_candidates` (steps 2 to 5) never
-calls it, and :func:`resolve_ambiguity` (step 6) calls it once.
+Nothing here waits for a device but :func:`to_host`: :func:`select_candidates` (steps 2 to 5) and
+its second half, :func:`purify_maps`, never call it, and :func:`resolve_ambiguity` (step 6) calls it
+once.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,15 +44,22 @@ def class_activation_maps(
         text: (Q, D) of unit length.
 
     Returns:
-        probabilities (B, Q, h, w), which sum to 1 over the queries, and the same mapped to [0, 1]
-        with one minimum and maximum a window. Equal probabilities everywhere map to 0.
+        probabilities (B, Q, h, w), which sum to 1 over the queries, and :func:`normalize` of them.
     """
     with torch.autocast(patches.device.type, enabled=False):
         probabilities = (logit_scale * patches @ text.T).softmax(dim=-1)
     probabilities = probabilities.transpose(1, 2).unflatten(2, grid)
+    return probabilities, normalize(probabilities)
+
+
+def normalize(probabilities: Tensor) -> Tensor:
+    """(B, Q, h, w) mapped to [0, 1] with one minimum and maximum a window (METHOD.md step 2).
+
+    Equal probabilities everywhere map to 0.
+    """
     low = probabilities.amin(dim=(1, 2, 3), keepdim=True)
     span = probabilities.amax(dim=(1, 2, 3), keepdim=True) - low
-    return probabilities, (probabilities - low) / span.masked_fill(span == 0, 1)
+    return (probabilities - low) / span.masked_fill(span == 0, 1)
 
 
 def consistency(probabilities: Tensor, refined: Tensor) -> Tensor:
@@ -92,11 +100,37 @@ def select_candidates(
         stay (B, C). NaN or infinity in a window's features makes its consistency NaN.
     """
     probabilities, normalized = class_activation_maps(patches, text, logit_scale, grid)
+    refined, score, stays = purify_maps(
+        probabilities, normalized, attention, num_background, redundancy_threshold, full_extent
+    )
+    return probabilities, refined, score, stays
+
+
+def purify_maps(
+    probabilities: Tensor,
+    normalized: Tensor,
+    attention: Tensor,
+    num_background: int,
+    redundancy_threshold: float,
+    full_extent: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Redundancy purification of any model's maps, METHOD.md steps 3 to 5.
+
+    Args:
+        probabilities: (B, Q, h, w) in [0, 1], the background's first.
+        normalized: :func:`normalize` of them.
+        attention: (B, N, N) of at least 0, how much a cell of the grid has to do with another; no
+            row or column is zero.
+        num_background, redundancy_threshold, full_extent: see :func:`select_candidates`.
+
+    Returns:
+        refined maps (B, C, h, w), consistency (B, C) and which classes stay (B, C).
+    """
     normalized = normalized[:, num_background:]
     mask = ops.box_mask(normalized, full_extent=full_extent)
     refined = ops.refine(ops.sinkhorn_affinity(attention), normalized, mask)
     score = consistency(probabilities[:, num_background:], refined)
-    return probabilities, refined, score, score > redundancy_threshold
+    return refined, score, score > redundancy_threshold
 
 
 def ambiguous_groups(soft_iou: np.ndarray, threshold: float) -> list[np.ndarray]:
