@@ -1,11 +1,12 @@
 # make demo    evaluate base methods and FreeCP on the embedded benchmark; table on screen, pictures in output/demo
-# make test    run the tests            make bench   time FreeCP against bare CLIP
-# make lint    ruff and mypy            make lock    write requirements.lock anew
+# make test    run the tests            make test-gpu  run those of the operators, the encoder and the head on a GPU
+# make bench   time FreeCP against the bare CLIP forward and a plain transcription; tables, output/bench
+# make lint    ruff and mypy            make lock      write requirements.lock anew
 #
 # Each sets up .venv first, once. BASE_PYTHON=/path/to/python chooses the interpreter (3.11 or later) it is made of.
 
 .POSIX:
-.PHONY: demo test bench lint lock
+.PHONY: demo test test-gpu bench lint lock
 
 VENV = .venv
 PYTHON = $(VENV)/bin/python
@@ -21,8 +22,13 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n auto --maxprocesses 8
 
+# One process: the workers would share the GPU.
+test-gpu: $(INSTALLED)
+	@$(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available() and "make test-gpu: torch finds no CUDA GPU")'
+	$(PYTHON) -m pytest tests/ops tests/purification
+
 bench: $(INSTALLED)
-	$(PYTHON) tests/benchmarks/floor.py
+	$(PYTHON) tests/benchmarks/bench.py --output output/bench
 
 lint: $(INSTALLED)
 	$(PYTHON) -m ruff check

@@ -1,5 +1,6 @@
 """Vectors recorded from the published code, and the small CLIP they were recorded with."""
 
+import importlib.util
 import json
 import os
 from collections.abc import Callable
@@ -61,3 +62,14 @@ def encoder(reference_clip: open_clip.CLIP) -> Callable[[str], DenseCLIP]:
         return DenseCLIP(reference_clip, CASES[case]["method"], **options)
 
     return build
+
+
+@pytest.fixture(scope="session")
+def write_official() -> Callable[..., dict]:
+    """Writes a tiny folder in a benchmark's official layout; see tests/data/official_layouts.py."""
+    file = Path(__file__).parent / "data" / "official_layouts.py"
+    spec = importlib.util.spec_from_file_location("official_layouts", file)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.write_official
