@@ -78,8 +78,9 @@ def save(figure: Figure, path: Path) -> None:
     figure.canvas.draw()
     pixels = np.asarray(figure.canvas.buffer_rgba())[:, :, :3]
     plt.close(figure)
-    few = Image.fromarray(pixels).quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=3)
-    few.save(path, optimize=True)
+    picture = Image.fromarray(pixels)
+    palette = picture.quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=3)
+    picture.quantize(palette=palette).save(path, optimize=True)
     print(f"{path}: {path.stat().st_size // 1000} kB")
 
 
