@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections import OrderedDict
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -35,22 +35,25 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from freecp_d2 import FreeCPPredictor
+from freecp_d2 import FreeCPPredictor, Segmentation
 from freecp_d2.data.mapper import read_image
 from freecp_d2.data.scenes import CLASSES, draw_scene
-from freecp_d2.predictor import Segmentation
+from freecp_d2.predictor import EncodedImage
 
 MAX_BYTES = 20 * 2**20
 MAX_PIXELS = 40_000_000
 MAX_SIDE = 1024
 """Larger pictures are shrunk to this long side before anything else."""
+MIN_SHOWN = 640
+"""Smaller pictures are shown by a whole number of times larger, at least this long."""
 MAX_CLASSES = 200
+MAX_NAME = 80
 CACHE_BYTES = 2 * 2**30
 """What the encoded pictures of all sessions may occupy. The longest unused go first."""
 UPLOADS_LIVE = 600
 """Seconds until an upload is deleted."""
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
-EXAMPLE_SEEDS = (12, 37, 62, 87, 137, 187)
+EXAMPLE_SEEDS = (12, 37, 62, 137, 187)
 KEPT, REDUNDANT, AMBIGUOUS = "#2a9d8f", "#9aa0a6", "#e76f51"
 INK = "#123456"
 """Colour of a chart's text and lines; becomes the page's text colour, light or dark."""
@@ -67,14 +70,13 @@ class Sitting:
 
     Attributes:
         path: of the upload. It holds the hash of the file's bytes.
-        encoded, base_encoded: what FreeCP and the base method see.
+        encoded: what FreeCP sees.
         names, background: what was last asked for.
         base: the base method's answer to that.
     """
 
     path: str
-    encoded: Any
-    base_encoded: Any
+    encoded: EncodedImage
     names: list[str] | None = None
     background: bool = False
     base: Segmentation | None = None
@@ -87,8 +89,9 @@ class Answer:
     Attributes:
         base, purified: the base method alone, and with FreeCP.
         redundancy_threshold: that `purified` was made with.
-        encode_seconds: None where the picture was not encoded again.
-        segment_seconds: of all that came after.
+        encode_seconds: of encoding the picture and of the base method, which encodes it in its own
+            way; None where neither was done again.
+        segment_seconds: of FreeCP without that, and of new words.
     """
 
     base: Segmentation
@@ -128,12 +131,10 @@ class Studio:
         with self._lock:
             start = time.perf_counter()
             sitting = self.sittings.get(session)
-            seconds = None
+            seconds = 0.0
             if sitting is None or sitting.path != path:
                 image = load_picture(Path(path))
-                sitting = Sitting(
-                    path, self.predictor.encode(image), self.predictor.base.encode(image)
-                )
+                sitting = Sitting(path, self.predictor.encode(image))
                 self.sittings[session] = sitting
                 seconds = time.perf_counter() - start
                 log.info("encoded a picture of %d x %d pixels", image.shape[1], image.shape[0])
@@ -148,7 +149,7 @@ class Studio:
             if sitting is None or sitting.names is None:
                 return None
             self.sittings.move_to_end(session)
-            return self._segment(sitting, sitting.names, background, thresholds, None)
+            return self._segment(sitting, sitting.names, background, thresholds, 0.0)
 
     def forget(self, session: str) -> None:
         """Drop what is kept of a session."""
@@ -166,7 +167,7 @@ class Studio:
         names: list[str],
         background: bool,
         thresholds: tuple[float, ...],
-        encode_seconds: float | None,
+        encode_seconds: float,
     ) -> Answer:
         start = time.perf_counter()
         redundancy, ambiguity = thresholds
@@ -177,19 +178,24 @@ class Studio:
             ambiguity_threshold=ambiguity,
             **words,
         )
+        segment_seconds = time.perf_counter() - start
         base = sitting.base
         if base is None or (sitting.names, sitting.background) != (names, background):
-            base = self.predictor.base.segment(sitting.base_encoded, **words)
+            start = time.perf_counter()
+            base = self.predictor.base(sitting.encoded.image, **words)
+            encode_seconds += time.perf_counter() - start
         sitting.names, sitting.background, sitting.base = names, background, base
-        return Answer(base, purified, redundancy, encode_seconds, time.perf_counter() - start)
+        return Answer(base, purified, redundancy, encode_seconds or None, segment_seconds)
 
 
 def nbytes(value: Any) -> int:
-    """Bytes of the tensors and arrays that a structure of dataclasses and sequences holds."""
+    """Bytes of the tensors and arrays that dataclasses, dicts and sequences of them hold."""
     if isinstance(value, torch.Tensor | np.ndarray):
         return value.nbytes
     if is_dataclass(value):
         return sum(nbytes(getattr(value, field.name)) for field in fields(value))
+    if isinstance(value, dict):
+        return sum(map(nbytes, value.values()))
     if isinstance(value, list | tuple):
         return sum(map(nbytes, value))
     return 0
@@ -237,7 +243,7 @@ def parse_classes(text: str) -> list[str]:
     """Class names, separated by commas or line ends.
 
     Raises:
-        ValueError: none, or more than MAX_CLASSES.
+        ValueError: none, more than MAX_CLASSES, or one of more than MAX_NAME characters.
     """
     names = [name.strip() for line in text.splitlines() for name in line.split(",")]
     names = [name for name in names if name]
@@ -247,6 +253,9 @@ def parse_classes(text: str) -> list[str]:
         raise ValueError(
             f"{len(names)} classes are too many; this page takes at most {MAX_CLASSES}."
         )
+    for name in names:
+        if len(name) > MAX_NAME:
+            raise ValueError(f"{shorten(name)!r} has {len(name)} characters; at most {MAX_NAME}.")
     return names
 
 
@@ -257,7 +266,7 @@ def summary(answer: Answer) -> str:
     """One line of HTML: how many classes stayed, and how long it took."""
     removed = answer.purified.removed
     redundant = sum(entry.stage == "redundancy" for entry in removed)
-    total = len(class_names(answer.purified))
+    total = np.isfinite(answer.purified.consistency).sum()
     encoded = (
         "picture not encoded again"
         if answer.encode_seconds is None
@@ -270,10 +279,17 @@ def summary(answer: Answer) -> str:
     )
 
 
-def class_names(segmentation: Segmentation) -> list[str]:
-    """The classes that were asked for, without the background."""
-    offset = len(segmentation.class_names) - len(segmentation.consistency)
-    return list(segmentation.class_names[offset:])
+def picture_of(segmentation: Segmentation) -> Image.Image:
+    """The drawing, enlarged before it is drawn where its class names would be too small to read."""
+    height, width = segmentation.label_map.shape
+    scale = -(-MIN_SHOWN // max(height, width))
+    size = width * scale, height * scale
+    larger = replace(
+        segmentation,
+        image=cv2.resize(segmentation.image, size, interpolation=cv2.INTER_CUBIC),
+        label_map=segmentation.label_map.repeat(scale, axis=0).repeat(scale, axis=1),
+    )
+    return Image.fromarray(larger.draw())
 
 
 def legend(answer: Answer) -> str:
@@ -301,11 +317,12 @@ def legend(answer: Answer) -> str:
 
 def chart(answer: Answer) -> str:
     """Every class's consistency as a bar, its fate beside it, and the threshold: SVG."""
-    names = class_names(answer.purified)
-    scores = answer.purified.consistency
+    asked = np.isfinite(answer.purified.consistency)  # without the background
+    names = np.array(answer.purified.class_names, dtype=object)[asked]
+    scores = answer.purified.consistency[asked]
     removed = {entry.name: entry for entry in answer.purified.removed}
     order = np.argsort(scores, kind="stable")
-    figure = Figure(figsize=(6.2, 0.22 * len(names) + 0.9), layout="constrained")
+    figure = Figure(figsize=(5, 0.19 * len(names) + 0.8), layout="constrained")
     axes = figure.subplots()
     for y, i in enumerate(order):
         entry = removed.get(names[i])
@@ -315,12 +332,22 @@ def chart(answer: Answer) -> str:
         elif entry is not None:
             color, fate = AMBIGUOUS, f"lost to {shorten(entry.beaten_by or 'its look-alikes')}"
         axes.barh(y, scores[i], height=0.7, color=color)
-        axes.text(scores[i], y, f" {scores[i]:.3f} {fate}", va="center", size=8, parse_math=False)
-    labels = axes.set_yticks(range(len(names)), [shorten(names[i]) for i in order], size=9)
+        axes.annotate(
+            f"{scores[i]:.3f} {fate}",
+            (scores[i], y),
+            (3, 0),
+            textcoords="offset points",
+            va="center",
+            size=8,
+            parse_math=False,
+        )
+    labels = axes.set_yticks(range(len(names)), [shorten(names[i]) for i in order], size=8)
     for label in labels:
         label.label1.set_parse_math(False)
-    axes.axvline(answer.redundancy_threshold, color=INK, linewidth=1, linestyle="--")
-    axes.set_xlabel(f"consistency; the line is the threshold, {answer.redundancy_threshold:g}")
+    axes.axvline(answer.redundancy_threshold, color=INK, linewidth=1, linestyle="--", zorder=0)
+    axes.set_xlabel(
+        f"consistency; dashed: the redundancy threshold, {answer.redundancy_threshold:g}", size=8
+    )
     axes.set_xlim(0)
     axes.set_ylim(-0.6, len(names) - 0.4)
     axes.spines[["top", "right"]].set_visible(False)
@@ -346,16 +373,17 @@ def shorten(name: str, length: int = 26) -> str:
 
 CSS = """
 .swatch { display: inline-block; width: .9em; height: .9em; margin: 0 .35em; border-radius: 2px;
-          border: 1px solid color-mix(in srgb, currentColor 35%, transparent); vertical-align: -.1em }
-.legend, .chart { max-height: 34rem; overflow: auto }
+          border: 1px solid rgba(128, 128, 128, .6); vertical-align: -.1em }
+.legend, .chart { max-height: 40rem; overflow: auto }
 .legend table { width: 100%; border-collapse: collapse }
 .legend th { text-align: left; font-weight: normal; overflow-wrap: anywhere; width: 100% }
-.legend td, .legend th { padding: .1em .3em; border: none }
+.legend :is(table, thead, tr, td, th) { border: none !important }
+.legend :is(td, th) { padding: .1em .3em }
 .legend td { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
 .legend thead { opacity: .7 }
 .legend p { opacity: .7; overflow-wrap: anywhere; margin-top: .5em }
 .chart svg { width: 100%; height: auto }
-.sides { display: flex; justify-content: space-between; opacity: .8 }
+.sides { display: flex; justify-content: space-between; opacity: .8; margin-bottom: .6em }
 """
 INTRODUCTION = f"""# FreeCP: your picture, your words
 Drop a picture, type the classes it may show, press **Segment**. FreeCP removes the classes that are
@@ -367,6 +395,7 @@ SCENECLIP = """This page runs on SceneCLIP, a small CLIP that was trained on dra
 knows the words of the examples below; of photographs it knows nothing.
 """
 SIDES = '<div class="sides"><span>◀ {method} alone</span><span>{method} + FreeCP ▶</span></div>'
+"""Under the slider."""
 
 
 def build_page(studio: Studio, folder: Path) -> gr.Blocks:
@@ -374,25 +403,26 @@ def build_page(studio: Studio, folder: Path) -> gr.Blocks:
     cfg = studio.predictor.cfg
     freecp, method = cfg.MODEL.FREECP, cfg.MODEL.CLIP.METHOD
     scene_clip = "SceneCLIP" in cfg.MODEL.CLIP.PRETRAINED
+    sides = SIDES.format(method=html.escape(method))
 
     def show(answer: Answer) -> tuple[Any, ...]:
-        pictures = Image.fromarray(answer.base.draw()), Image.fromarray(answer.purified.draw())
-        return pictures, summary(answer), legend(answer), chart(answer)
+        pictures = picture_of(answer.base), picture_of(answer.purified)
+        return pictures, sides + summary(answer), legend(answer), chart(answer)
 
     def run(
-        path: str | None,
+        upload: dict | None,
         text: str,
         background: bool,
         redundancy: float,
         ambiguity: float,
         request: gr.Request,
     ) -> tuple[Any, ...]:
-        if path is None:
+        if not upload:
             raise complaint("Drop a picture first, or click an example.")
         try:
             names = parse_classes(text)
             answer = studio.run(
-                request.session_hash, path, names, background, redundancy, ambiguity
+                request.session_hash, upload["path"], names, background, redundancy, ambiguity
             )
         except ValueError as error:
             raise complaint(str(error)) from None
@@ -424,8 +454,6 @@ def build_page(studio: Studio, folder: Path) -> gr.Blocks:
                     height=260,
                     elem_id="picture",
                 )
-                # Gradio would decode the file here, before its size is checked.
-                picture.preprocess = lambda payload: payload and payload.path
                 words = gr.Textbox(
                     label="Classes, separated by commas or lines",
                     placeholder="sky, road, tree",
@@ -473,8 +501,7 @@ def build_page(studio: Studio, folder: Path) -> gr.Blocks:
                     format="png",
                     elem_id="result",
                 )
-                gr.HTML(SIDES.format(method=html.escape(method)))
-                line = gr.HTML(elem_id="summary")
+                line = gr.HTML(sides, elem_id="summary")
                 with gr.Row():
                     with gr.Column(scale=2, min_width=260):
                         shares = gr.HTML(elem_id="legend")
@@ -486,12 +513,14 @@ def build_page(studio: Studio, folder: Path) -> gr.Blocks:
         # One event at a time for all sessions: the others wait in the queue and see their place.
         common: dict[str, Any] = {
             "outputs": outputs,
+            "show_progress_on": slider,
             "concurrency_id": "model",
             "concurrency_limit": 1,
             "api_visibility": "private",
         }
         for listen in (button.click, examples.load_input_event.success):
-            listen(run, [picture, words, *knobs], **common)
+            # Not preprocessed: Gradio would open the upload before its size is checked.
+            listen(run, [picture, words, *knobs], preprocess=False, **common)
         gr.on(
             [knob.change for knob in knobs],
             again,
@@ -506,7 +535,7 @@ def build_page(studio: Studio, folder: Path) -> gr.Blocks:
 
 def complaint(sentence: str) -> gr.Error:
     """A message on the page, until it is closed. Gradio takes it for HTML."""
-    return gr.Error(html.escape(sentence), duration=None, title="Sorry", print_exception=False)
+    return gr.Error(html.escape(sentence), duration=None, print_exception=False)
 
 
 def draw_examples(folder: Path) -> list[Path]:
@@ -543,7 +572,8 @@ def main() -> None:
     """Serve until a signal to stop, and leave no file behind."""
     args = parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for other in ("httpx", "freecp_d2.clip.text"):  # the latter would log what people type
+        logging.getLogger(other).setLevel(logging.WARNING)
     stop = threading.Event()
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, lambda *_: stop.set())
