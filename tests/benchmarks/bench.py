@@ -339,8 +339,15 @@ def measure_image(sizes: Sizes, quick: bool, device: torch.device) -> dict:
     windows = image_windows(sizes).to(device)
     bare = pace_model(quick, sizes.window, device)
 
+    stage_seconds: list[dict[str, float]] = []
+
     def freecp() -> Tensor:
-        return model([{"image": image}])[0]["label_map"]
+        model.reset_timings()
+        labels = model([{"image": image}])[0]["label_map"]
+        stage_seconds.append(
+            {**model.timings, "ambiguity": model.timings["ambiguity"] - own.away_seconds}
+        )
+        return labels
 
     def transcribed(encoder: SceneEncoder) -> Tensor:
         return segment(
@@ -350,7 +357,6 @@ def measure_image(sizes: Sizes, quick: bool, device: torch.device) -> dict:
 
     print(f"whole image, {len(windows)} windows", file=sys.stderr, flush=True)
     agreement = (freecp() == transcribed(plain)).float().mean().item()
-    model.reset_timings()
     samples = interleaved(
         {
             "bare": Part(partial(bare.encode_image, windows)),
@@ -363,9 +369,6 @@ def measure_image(sizes: Sizes, quick: bool, device: torch.device) -> dict:
         sizes.rounds,
         device,
     )
-    rounds = sizes.rounds + 1  # with the warm-up
-    stage_seconds = {name: seconds / rounds for name, seconds in model.timings.items()}
-    stage_seconds["ambiguity"] -= statistics.mean(samples["freecp"]["away"])
     times = {name: sample["seconds"] for name, sample in samples.items()}
     crops = {name: int(samples[name]["crops"][-1]) for name in ("freecp", "transcription")}
     return {
@@ -387,7 +390,10 @@ def measure_image(sizes: Sizes, quick: bool, device: torch.device) -> dict:
         "encode_cls_ms": milliseconds(times["cls"]),
         "dense_ms": milliseconds(times["dense"]),
         "freecp_ms": milliseconds(times["freecp"]),
-        "freecp_stage_ms": {name: 1000 * s for name, s in stage_seconds.items()},
+        "freecp_stage_ms": {
+            name: milliseconds([call[name] for call in stage_seconds[-sizes.rounds :]])
+            for name in stage_seconds[0]
+        },
         "transcription_ms": milliseconds(times["transcription"]),
         "transcription_with_our_encoder_ms": milliseconds(times["shared"]),
         "dense_over_bare": ratio(times["dense"], times["bare"]),
@@ -644,10 +650,14 @@ def markdown(report: dict) -> str:
         headers = ("windows", "classes", "bare CLIP", "steps 2-5", "steps 2-6", "over bare")
         lines.append(table(rows, headers=(*headers, *STAGES)))
         image = found["image"]
+        stages_of = ", ".join(
+            f"{name} {s['median']:.0f}" for name, s in image["freecp_stage_ms"].items()
+        )
         lines.append(
             f"\nWhole image: bare forward {image['bare_ms']['median']:.0f} ms "
             f"(DenseCLIP.encode_cls {image['encode_cls_ms']['median']:.0f} ms), dense features "
-            f"{image['dense_ms']['median']:.0f} ms, FreeCP {image['freecp_ms']['median']:.0f} ms, "
+            f"{image['dense_ms']['median']:.0f} ms, FreeCP {image['freecp_ms']['median']:.0f} ms "
+            f"({stages_of}), "
             f"transcription {image['transcription_ms']['median']:.0f} ms (with our encoder "
             f"{image['transcription_with_our_encoder_ms']['median']:.0f} ms). Crops come on top: "
             f"{image['crops']['freecp']} of {image['crop_ms']['freecp']['median']:.1f} ms each "
