@@ -70,13 +70,13 @@ class Sitting:
 
     Attributes:
         path: of the upload. It holds the hash of the file's bytes.
-        encoded: what FreeCP sees.
+        encoded: what FreeCP sees; None where it is to be encoded first.
         names, background: what was last asked for.
         base: the base method's answer to that.
     """
 
     path: str
-    encoded: EncodedImage
+    encoded: EncodedImage | None = None
     names: list[str] | None = None
     background: bool = False
     base: Segmentation | None = None
@@ -108,7 +108,7 @@ class Studio:
         sittings: session -> its picture, the longest unused first.
 
     Args:
-        cache_bytes: how much the encoded pictures may occupy. One is kept in any case.
+        cache_bytes: how much the encoded pictures may occupy. The last one is kept in any case.
     """
 
     def __init__(self, predictor: FreeCPPredictor, cache_bytes: int = CACHE_BYTES):
@@ -129,49 +129,47 @@ class Studio:
             ValueError: the picture or the words cannot be used; the message says why.
         """
         with self._lock:
-            start = time.perf_counter()
             sitting = self.sittings.get(session)
-            seconds = 0.0
             if sitting is None or sitting.path != path:
-                image = load_picture(Path(path))
-                sitting = Sitting(path, self.predictor.encode(image))
-                self.sittings[session] = sitting
-                seconds = time.perf_counter() - start
-                log.info("encoded a picture of %d x %d pixels", image.shape[1], image.shape[0])
-            self.sittings.move_to_end(session)
-            self._evict()
-            return self._segment(sitting, names, background, thresholds, seconds)
+                sitting = Sitting(path)
+            return self._segment(session, sitting, names, background, *thresholds)
 
     def again(self, session: str, background: bool, *thresholds: float) -> Answer | None:
-        """Segment a session's picture with the same words; None where it has none."""
+        """Segment a session's picture with the same words; None where it has none.
+
+        Raises:
+            ValueError: the picture had to make room for others, and its file is deleted.
+        """
         with self._lock:
             sitting = self.sittings.get(session)
             if sitting is None or sitting.names is None:
                 return None
-            self.sittings.move_to_end(session)
-            return self._segment(sitting, sitting.names, background, thresholds, 0.0)
+            return self._segment(session, sitting, sitting.names, background, *thresholds)
 
     def forget(self, session: str) -> None:
         """Drop what is kept of a session."""
         self.sittings.pop(session, None)
 
-    def _evict(self) -> None:
-        sizes = [nbytes(sitting) for sitting in self.sittings.values()]
-        while sum(sizes) > self.cache_bytes and len(sizes) > 1:
-            self.sittings.popitem(last=False)
-            sizes.pop(0)
-
     def _segment(
         self,
+        session: str,
         sitting: Sitting,
         names: list[str],
         background: bool,
-        thresholds: tuple[float, ...],
-        encode_seconds: float,
+        redundancy: float,
+        ambiguity: float,
     ) -> Answer:
-        start = time.perf_counter()
-        redundancy, ambiguity = thresholds
+        encode_seconds = 0.0
+        if sitting.encoded is None:
+            image = load_picture(Path(sitting.path))
+            start = time.perf_counter()
+            sitting.encoded = self.predictor.encode(image)
+            encode_seconds += time.perf_counter() - start
+        self.sittings[session] = sitting
+        self.sittings.move_to_end(session)
+
         words: dict[str, Any] = {"vocabulary": names, "background": background}
+        start = time.perf_counter()
         purified = self.predictor.segment(
             sitting.encoded,
             redundancy_threshold=redundancy,
@@ -185,7 +183,18 @@ class Studio:
             base = self.predictor.base(sitting.encoded.image, **words)
             encode_seconds += time.perf_counter() - start
         sitting.names, sitting.background, sitting.base = names, background, base
+        self._make_room()
+        log.info("encoding took %.2f s, the rest %.2f s", encode_seconds, segment_seconds)
         return Answer(base, purified, redundancy, encode_seconds or None, segment_seconds)
+
+    def _make_room(self) -> None:
+        """Of the longest unused sessions, keep no more than the path and the words."""
+        *others, _ = self.sittings.values()
+        total = sum(map(nbytes, self.sittings.values()))
+        for sitting in others:
+            if total > self.cache_bytes:
+                total -= nbytes(sitting)
+                sitting.encoded = sitting.base = None
 
 
 def nbytes(value: Any) -> int:
@@ -573,7 +582,7 @@ def main() -> None:
     args = parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     for other in ("httpx", "freecp_d2.clip.text"):  # the latter would log what people type
-        logging.getLogger(other).setLevel(logging.WARNING)
+        logging.getLogger(other).setLevel(logging.ERROR)
     stop = threading.Event()
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, lambda *_: stop.set())

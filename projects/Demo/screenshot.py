@@ -1,0 +1,99 @@
+"""Take the picture of the web page that the README shows.
+
+    python projects/Demo/screenshot.py --output docs/pictures/web.png
+
+Needs Playwright (`pip install playwright`) and a chromium.
+"""
+
+import argparse
+import io
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+CHROMIUM_FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+def find_chromium() -> str | None:
+    """The path of an installed chromium."""
+    return shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@contextmanager
+def serve(**environment: str) -> Iterator[str]:
+    """Run web.py on a free port; gives the page's address.
+
+    Args:
+        environment: the whole of it, where given.
+
+    Raises:
+        RuntimeError: the page did not come up, or did not shut down when told to.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, str(ROOT / "projects/Demo/web.py"), "--port", str(port)]
+    page = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment or None)
+    try:
+        assert page.stdout is not None
+        if not any(line.startswith("Open ") for line in page.stdout):
+            raise RuntimeError(f"web.py ended with {page.wait()} before it served, see above")
+        urllib.request.urlopen(f"http://127.0.0.1:{port}").close()
+        yield f"http://127.0.0.1:{port}"
+        page.send_signal(signal.SIGTERM)
+        if page.wait(60):
+            raise RuntimeError(f"web.py ended with {page.returncode}, see above")
+    finally:
+        page.kill()
+        page.wait()
+
+
+def take(url: str, example: int) -> Image.Image:
+    """The whole page after a click on an example."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=find_chromium(), args=CHROMIUM_FLAGS)
+        page = browser.new_page(viewport={"width": 1240, "height": 1000}, color_scheme="light")
+        page.goto(url)
+        page.locator("#examples button").nth(example).click()
+        page.locator("#chart .chart").wait_for(timeout=120_000)
+        page.wait_for_timeout(2_000)  # the pictures under the slider fade in
+        picture = Image.open(io.BytesIO(page.screenshot(full_page=True)))
+        browser.close()
+    return picture
+
+
+def main() -> None:
+    """Serve, take the picture, write it with few colours."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, default=ROOT / "docs/pictures/web.png")
+    parser.add_argument("--example", type=int, default=2, help="which (default: %(default)s)")
+    args = parser.parse_args()
+    if find_chromium() is None:
+        sys.exit("screenshot.py: no chromium found; install one (apt install chromium)")
+    with serve() as url:
+        picture = take(url, args.example)
+    picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(args.output, optimize=True)
+    print(f"{args.output}: {args.output.stat().st_size / 1000:.0f} kB")
+
+
+if __name__ == "__main__":
+    main()
