@@ -8,9 +8,11 @@ page is shut down (Ctrl-C).
 """
 
 import argparse
+import atexit
 import html
 import logging
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -22,8 +24,10 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-# Before torch is loaded; see train_net.py. Before gradio is: nothing is reported to anybody.
+# Before torch is loaded; see train_net.py.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Before gradio is: all its files lie in a folder that goes at the end, and it reports to nobody.
+os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="freecp_web_")
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
@@ -39,6 +43,9 @@ from freecp_d2 import FreeCPPredictor, Segmentation
 from freecp_d2.data.mapper import read_image
 from freecp_d2.data.scenes import CLASSES, draw_scene
 from freecp_d2.predictor import EncodedImage
+
+FOLDER = os.environ["GRADIO_TEMP_DIR"]
+atexit.register(shutil.rmtree, FOLDER)
 
 MAX_BYTES = 20 * 2**20
 MAX_PIXELS = 40_000_000
@@ -590,31 +597,30 @@ def main() -> None:
         key: INK for key in ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color")
     }
     matplotlib.rcParams["ytick.color"] = INK
-    with tempfile.TemporaryDirectory(prefix="freecp_web_") as folder:
-        tempfile.tempdir = os.environ["GRADIO_TEMP_DIR"] = folder
-        # The words that people type are text features in a cache: that too goes at the end.
-        opts = ["MODEL.CLIP.TEXT_CACHE", os.path.join(folder, "text_features"), *args.opts]
-        studio = Studio(FreeCPPredictor(args.config_file, opts))
-        page = build_page(studio, Path(folder))
-        try:
-            page.launch(
-                server_name=args.host,
-                server_port=args.port,
-                prevent_thread_lock=True,
-                share=False,
-                quiet=True,
-                footer_links=[],
-                max_file_size=MAX_BYTES,
-                ssr_mode=False,
-                enable_monitoring=False,
-                theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
-                css=CSS,
-            )
-        except OSError as error:
-            sys.exit(f"web.py: cannot serve {args.host}:{args.port} ({error}); try another --port")
-        print(f"Open http://{args.host}:{args.port} (Ctrl-C stops it)", flush=True)
-        stop.wait()
-        page.close(verbose=False)
+    tempfile.tempdir = FOLDER
+    # The words that people type are text features in a cache: that too goes at the end.
+    opts = ["MODEL.CLIP.TEXT_CACHE", os.path.join(FOLDER, "text_features"), *args.opts]
+    studio = Studio(FreeCPPredictor(args.config_file, opts))
+    page = build_page(studio, Path(FOLDER))
+    try:
+        page.launch(
+            server_name=args.host,
+            server_port=args.port,
+            prevent_thread_lock=True,
+            share=False,
+            quiet=True,
+            footer_links=[],
+            max_file_size=MAX_BYTES,
+            ssr_mode=False,
+            enable_monitoring=False,
+            theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
+            css=CSS,
+        )
+    except OSError as error:
+        sys.exit(f"web.py: cannot serve {args.host}:{args.port} ({error}); try another --port")
+    print(f"Open http://{args.host}:{args.port} (Ctrl-C stops it)", flush=True)
+    stop.wait()
+    page.close(verbose=False)
 
 
 if __name__ == "__main__":
