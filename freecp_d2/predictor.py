@@ -83,21 +83,22 @@ class Segmentation:
     removed: list[RemovedClass]
     colors: np.ndarray
 
-    def draw(self, alpha: float = 0.6) -> np.ndarray:
+    def draw(self, alpha: float = 0.6, scale: float = 1.0) -> np.ndarray:
         """The image under its label map, by Detectron2's Visualizer.
 
         Args:
             alpha: how opaque the classes are, from 0 to 1.
+            scale: of the picture; small images have no room for names otherwise.
 
         Returns:
-            (H, W, 3) uint8 RGB.
+            (H * scale, W * scale, 3) uint8 RGB.
         """
         metadata = Metadata(
             # Detectron2 draws names with matplotlib, for which a pair of $ encloses mathematics.
             stuff_classes=[name.replace("$", r"\$") for name in self.class_names],
             stuff_colors=self.colors.tolist(),
         )
-        visualizer = Visualizer(self.image, metadata)
+        visualizer = Visualizer(self.image, metadata, scale)
         smallest = max(self.label_map.size // 500, 1)
         return visualizer.draw_sem_seg(self.label_map, smallest, alpha).get_image()
 
@@ -178,16 +179,16 @@ class FreeCPPredictor:
         )
         return base
 
-    @overload  # type: ignore[overload-overlap]  # a string or an array is an iterable, too
-    def __call__(
+    @overload
+    def __call__(  # type: ignore[overload-overlap]  # a string is an iterable, too
         self,
         image: ImageLike,
         vocabulary: VocabularyLike = ...,
         background: bool | Sequence[str] = ...,
     ) -> Segmentation: ...
 
-    @overload  # type: ignore[overload-overlap]
-    def __call__(
+    @overload
+    def __call__(  # type: ignore[overload-overlap]
         self,
         image: list[ImageLike],
         vocabulary: VocabularyLike = ...,
@@ -228,7 +229,7 @@ class FreeCPPredictor:
             ValueError: an image that cannot be read, an array of another shape or dtype, a
                 vocabulary that is empty, has a name twice, or one too long for CLIP.
         """
-        words = self.vocabulary(vocabulary, background)
+        words = self.prepare(vocabulary, background)
         if isinstance(image, str | os.PathLike | Image.Image | np.ndarray):
             return self._segment(_pixels(image), image, words)
         if isinstance(image, Tensor | Mapping | bytes) or not isinstance(image, Iterable):
@@ -266,7 +267,7 @@ class FreeCPPredictor:
             ValueError: of the words as in a call; thresholds, or an image of `base`'s encode, where
                 they do not apply.
         """
-        words = self.vocabulary(vocabulary, background)
+        words = self.prepare(vocabulary, background)
         if not self.purifies:
             if redundancy_threshold is not None or ambiguity_threshold is not None:
                 raise ValueError("the base method has no thresholds; leave them out")
@@ -305,7 +306,7 @@ class FreeCPPredictor:
         """
         if not self.purifies:
             raise ValueError("the base method refines no maps; ask the predictor with FreeCP")
-        words, windows = self.vocabulary(vocabulary, background), _windows(encoded)
+        words, windows = self.prepare(vocabulary, background), _windows(encoded)
         names = [own[0] for own in words.classes]
         unknown = [name for name in classes if name not in names]
         if unknown:
@@ -333,20 +334,25 @@ class FreeCPPredictor:
         before, after = (mean.mean().cpu().numpy() for mean in means)
         return ClassMaps(tuple(classes), before, after)
 
-    def vocabulary(
+    def prepare(
         self, vocabulary: VocabularyLike = None, background: bool | Sequence[str] = False
     ) -> Vocabulary:
-        """What a call with these arguments segments into; errors are those of a call."""
+        """Encode the words of a call, so that the call itself need not.
+
+        Returns:
+            What such a call segments into; errors are those of a call.
+        """
         words = _configured_vocabulary(self.cfg) if vocabulary is None else _words(vocabulary)
         if background is True and not words.background:
             classes = {normalized_name(name) for names in words.classes for name in names}
             default = load_vocabulary(f"{PACKAGED}benchmarks/published/voc21.json").background
             background = [name for name in default if normalized_name(name) not in classes]
-        if isinstance(background, bool):
-            return words
         if isinstance(background, str):
             raise ValueError(f"background is {background!r}; give True or a list of names")
-        return Vocabulary(words.classes, tuple(background))
+        if not isinstance(background, bool):
+            words = Vocabulary(words.classes, tuple(background))
+        with self._using(words):
+            return words
 
     def _source(self, pixels: np.ndarray, image: object) -> dict[str, Any]:
         """Detectron2's dict of an image."""
@@ -552,7 +558,7 @@ def _pixels(image: object) -> np.ndarray:
             f"an array of shape {image.shape} and dtype {image.dtype}; an image is (height, width, "
             "3) uint8 in RGB order, and several images are a list"
         )
-    return image
+    return image.copy()
 
 
 def _no_image(image: object) -> TypeError:
