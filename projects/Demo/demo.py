@@ -1,0 +1,535 @@
+"""Segment images, or a video, of one's own into classes that are named in words.
+
+    python projects/Demo/demo.py --config-file configs/scenes/clearclip.yaml \
+        --vocabulary "sky,lawn,road,mushroom" --input photo.jpg folder/ --output output/photos
+
+Of an image IMAGE it writes labels/IMAGE.png (indexed by class, with a palette; 16 bits with more
+than 256 classes), overlays/IMAGE.png and, on demand, maps/IMAGE.png; of all images one
+segmentation.json in COCO's format. A run that was interrupted goes on where it stopped.
+"""
+
+import argparse
+import glob
+import hashlib
+import io
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+# Before torch is loaded; see train_net.py.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import cv2
+import numpy as np
+import pycocotools.mask
+import torch
+from detectron2.utils.logger import setup_logger
+from matplotlib import get_data_path
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
+from tqdm import tqdm
+
+from freecp_d2 import FreeCPPredictor, Segmentation
+from freecp_d2.data import Vocabulary
+from freecp_d2.evaluation.coco import encode_segments
+
+LONG_SIDE = 600, 1600
+"""Pixels that the long side of an overlay's pictures has at least and at most."""
+LISTED = 24
+"""Classes that a legend lists at most."""
+PICTURED_KEPT, PICTURED_REMOVED = 5, 3
+"""Classes in the figure of class activation maps at most."""
+PROGRESS = ".progress.jsonl"
+FAILURES = (OSError, ValueError, Image.DecompressionBombError, MemoryError, torch.OutOfMemoryError)
+"""What one image may raise without stopping the others."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """An image and the place of its results below labels/, overlays/ and maps/."""
+
+    source: Path
+    name: str
+
+    def stamp(self) -> dict[str, Any]:
+        """Which file it is, and of what state."""
+        stat = self.source.stat()
+        return {"path": str(self.source), "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+
+
+class Progress:
+    """What is done, a line of JSON an image behind one of the settings; survives a kill.
+
+    Args:
+        folder: of the output.
+        settings: whatever the results depend on but the images.
+
+    Raises:
+        ValueError: the folder holds results of other settings.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any]):
+        self.folder = folder
+        self.records: dict[str, dict[str, Any]] = {}
+        path = folder / PROGRESS
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        whole = text[: text.rfind("\n") + 1]  # a kill may have left half a line
+        header, *lines = map(json.loads, whole.splitlines()) if whole else [settings]
+        if header != settings:
+            changed = [key for key in settings if header.get(key) != settings[key]]
+            raise ValueError(
+                f"{folder} holds results of other settings ({', '.join(changed)}); choose another "
+                "--output, or remove the folder"
+            )
+        for record in lines:
+            self.records[record["name"]] = record
+        folder.mkdir(parents=True, exist_ok=True)
+        write(path, "".join(f"{json.dumps(x)}\n" for x in [settings, *lines]).encode())
+
+    def is_done(self, job: Job) -> bool:
+        """Whether the results of this very file are there.
+
+        Raises:
+            ValueError: there are results of another file in its place.
+        """
+        record = self.records.get(job.name)
+        if record is None:
+            return False
+        if record["source"]["path"] != str(job.source):
+            raise ValueError(
+                f"{job.source} would overwrite the results of {record['source']['path']}; choose "
+                "another --output"
+            )
+        return record["source"] == job.stamp() and all(
+            (self.folder / file).is_file() for file in record["files"]
+        )
+
+    def add(self, record: dict[str, Any]) -> None:
+        """An image is done."""
+        self.records[record["name"]] = record
+        with (self.folder / PROGRESS).open("a", encoding="utf-8") as file:
+            file.write(f"{json.dumps(record)}\n")
+
+    def write_coco(self, class_names: Sequence[str]) -> None:
+        """segmentation.json of all images of the folder, as pycocotools.coco.COCO reads it."""
+        images, annotations = [], []
+        for image_id, name in enumerate(sorted(self.records), start=1):
+            record = self.records[name]
+            images.append({"id": image_id, "file_name": name, **record["size"]})
+            for segment in record["segments"]:
+                annotations.append({"id": len(annotations) + 1, "image_id": image_id, **segment})
+        categories = [{"id": i, "name": name} for i, name in enumerate(class_names)]
+        content = {"images": images, "categories": categories, "annotations": annotations}
+        write(self.folder / "segmentation.json", json.dumps(content).encode())
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file, all or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    part.write_bytes(content)
+    os.replace(part, path)
+
+
+def write_png(path: Path, image: Image.Image) -> None:
+    """Write a picture, all or nothing."""
+    content = io.BytesIO()
+    image.save(content, "png")
+    write(path, content.getvalue())
+
+
+def find_images(inputs: Sequence[str], output: Path) -> list[Job]:
+    """The images of files, folders and globs, each once, sorted where the shell has not.
+
+    Results keep the folders below the one that all images share.
+
+    Raises:
+        FileNotFoundError: an input that is not there, a folder without images or a pattern that
+            nothing matches.
+    """
+    files: dict[Path, None] = {}
+    for given in inputs:
+        path = Path(given).expanduser()
+        if path.is_dir():
+            found = sorted(p for p in path.rglob("*") if _is_image(p.relative_to(path)))
+            found = [p for p in found if output.resolve() not in p.resolve().parents]
+            fault = "no image in this folder"
+        elif path.is_file():
+            found, fault = [path], ""
+        else:
+            found = [Path(p) for p in sorted(glob.glob(str(path), recursive=True))]
+            found = [p for p in found if p.is_file()]
+            fault = "no such file or folder, and no file matches it as a pattern"
+        if not found:
+            raise FileNotFoundError(f"--input {given}: {fault}; check the path")
+        files.update(dict.fromkeys(Path(os.path.abspath(p)) for p in found))
+    shared = Path(os.path.commonpath([file.parent for file in files]))
+    return [Job(file, file.relative_to(shared).as_posix()) for file in files]
+
+
+def _is_image(path: Path) -> bool:
+    hidden = any(part.startswith(".") for part in path.parts)
+    return not hidden and path.suffix.lower() in Image.registered_extensions()
+
+
+def label_image(result: Segmentation) -> Image.Image:
+    """The label map as an indexed picture, or of 16 bits with more than 256 classes."""
+    if len(result.class_names) > 256:
+        return Image.fromarray(result.label_map.astype(np.uint16))
+    image = Image.fromarray(result.label_map.astype(np.uint8), mode="P")
+    image.putpalette(result.colors.tobytes())
+    return image
+
+
+def segments_of(result: Segmentation) -> list[dict[str, Any]]:
+    """COCO's annotations of an image, without their ids."""
+    return [
+        {
+            "category_id": label,
+            "segmentation": rle,
+            "area": int(pycocotools.mask.area(rle)),
+            "bbox": pycocotools.mask.toBbox(rle).tolist(),
+            "iscrowd": 0,
+            "score": round(float(result.scores[label]), 4),
+        }
+        for label, rle in encode_segments(result.label_map)
+    ]
+
+
+def overlay(results: dict[str, Segmentation]) -> Image.Image:
+    """Pictures side by side under their titles, with one legend.
+
+    Args:
+        results: title -> segmentation, of one image and vocabulary.
+    """
+    pictures = [_picture(result) for result in results.values()]
+    height, width = pictures[0].shape[:2]
+    size = max(13, round(max(height, width) / 55))
+    font = ImageFont.truetype(f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)
+    line, gap = round(1.6 * size), size
+    legend = _legend(results, font, line)
+    top = line + gap // 2
+    count = len(pictures)
+    sheet = Image.new(
+        "RGB",
+        (
+            gap + count * (width + gap) + legend.width + gap,
+            max(top + height, legend.height) + gap,
+        ),
+        "white",
+    )
+    pen = ImageDraw.Draw(sheet)
+    for index, (title, picture) in enumerate(zip(results, pictures, strict=True)):
+        left = gap + index * (width + gap)
+        pen.text((left, gap // 2), title, "black", font)
+        sheet.paste(Image.fromarray(picture), (left, top))
+    sheet.paste(legend, (gap + count * (width + gap), 0))
+    return sheet
+
+
+def _picture(result: Segmentation) -> np.ndarray:
+    """`result.draw()` in a size in which names are legible and a photograph takes no minute."""
+    height, width = result.label_map.shape
+    least, most = LONG_SIDE
+    long_side = max(height, width)
+    if long_side > most:
+        size = max(1, width * most // long_side), max(1, height * most // long_side)
+        labels = result.label_map.astype(np.int32)
+        result = replace(
+            result,
+            image=cv2.resize(result.image, size, interpolation=cv2.INTER_AREA),
+            label_map=cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST),
+        )
+    return result.draw(scale=max(1.0, least / long_side))
+
+
+def _legend(
+    results: dict[str, Segmentation], font: ImageFont.FreeTypeFont, line: int
+) -> Image.Image:
+    """Classes by their share, a column of shares a picture, and how many were removed."""
+    shares = np.stack([result.shares for result in results.values()])
+    last = list(results.values())[-1]
+    shown = [i for i in np.argsort(-shares[-1], kind="stable") if shares[:, i].any()]
+    texts = [_shortened(last.class_names[i]) for i in shown[:LISTED]]
+    notes = [f"and {len(shown) - LISTED} more"] if len(shown) > LISTED else []
+    for stage in ("redundancy", "ambiguity"):
+        count = sum(removed.stage == stage for removed in last.removed)
+        notes += [f"{count} removed by {stage}"] if count else []
+    column = round(font.getlength(" 100.0 %")) + line // 2
+    names = round(max(map(font.getlength, [*texts, "class"]))) + 2 * line
+    width = max(names + column * len(results), round(max(map(font.getlength, [*notes, ""]))) + line)
+    image = Image.new("RGB", (width, line * (len(texts) + len(notes) + 2)), "white")
+    pen = ImageDraw.Draw(image)
+    y = line + line // 3
+    for index, text in zip(shown, texts, strict=False):
+        box = (0, y + line // 8, line, y + line - line // 4)
+        pen.rectangle(box, tuple(last.colors[index].tolist()), "black")
+        pen.text((line + line // 2, y), text, "black", font)
+        for place, share in enumerate(shares[:, index]):
+            right = names + column * (place + 1)
+            value = f"{100 * share:.1f} %" if share else "–"
+            pen.text((right, y), value, "black", font, anchor="ra")
+        y += line
+    for note in notes:
+        pen.text((0, y), note, "dimgray", font)
+        y += line
+    return image
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= 28 else f"{name[:27]}…"
+
+
+def maps_figure(
+    predictor: FreeCPPredictor, encoded: Any, result: Segmentation, words: Vocabulary
+) -> Figure:
+    """Class activation maps before and after refinement: classes that stay, and a few that do not.
+
+    Those that stay are the ones of the largest shares, the others the ones of the highest
+    consistency.
+    """
+    removed = sorted(result.removed, key=lambda r: -r.consistency)[:PICTURED_REMOVED]
+    gone = {r.name for r in result.removed}
+    order = np.argsort(-result.shares, kind="stable")
+    own = [names[0] for names in words.classes]
+    first = len(result.class_names) - len(own)
+    kept = [own[i - first] for i in order if i >= first and own[i - first] not in gone]
+    verdicts = {name: "stays" for name in kept[:PICTURED_KEPT]}
+    for r in removed:
+        verdicts[r.name] = f"beaten by {r.beaten_by}" if r.beaten_by else "redundant"
+    maps = predictor.class_maps(encoded, list(verdicts), words)
+    consistency = dict(zip(result.class_names[first:], result.consistency[first:], strict=True))
+    height, width = result.label_map.shape
+    row = min(max(2 * height / width, 0.8), 4)
+    figure = Figure(figsize=(2.1 * (1 + len(verdicts)), 2 * row + 0.9), layout="constrained")
+    grid = figure.subplots(2, 1 + len(verdicts), squeeze=False)
+    for axis in grid.flat:
+        axis.set(xticks=[], yticks=[])
+    grid[0, 0].imshow(result.image)
+    grid[0, 0].set_title("image", fontsize=9)
+    grid[1, 0].imshow(result.colors[result.label_map])
+    grid[1, 0].set_title("label map", fontsize=9)
+    columns = zip(grid[:, 1:].T, verdicts.items(), maps.activation, maps.refined, strict=True)
+    for (above, below), (name, verdict), activation, refined in columns:
+        title = f"{_shortened(name)}\n{verdict}, {consistency[name]:.3f}".replace("$", r"\$")
+        above.imshow(activation, cmap="magma", vmin=0)
+        above.set_title(title, fontsize=9)
+        above.set_xlabel(f"highest {activation.max():.2g}", fontsize=8)
+        below.imshow(refined, cmap="magma", vmin=0, vmax=1)
+    if verdicts:
+        grid[0, 1].set_ylabel("before refinement", fontsize=9)
+        grid[1, 1].set_ylabel("after refinement", fontsize=9)
+    figure.suptitle("Class activation maps; the number is the consistency", fontsize=10)
+    return figure
+
+
+def segment_image(
+    predictor: FreeCPPredictor, job: Job, words: Vocabulary, args: argparse.Namespace
+) -> dict[str, Any]:
+    """Write an image's results; what :meth:`Progress.add` takes."""
+    stamp, method = job.stamp(), predictor.cfg.MODEL.CLIP.METHOD
+    if args.maps:
+        encoded = predictor.encode(job.source)
+        result = predictor.segment(encoded, words)
+    else:
+        result = predictor(job.source, words)
+    results = {f"{method} + FreeCP" if predictor.purifies else method: result}
+    if args.base:
+        results = {f"{method} alone": predictor.base(result.image, words), **results}
+    files = {"labels": label_image(result), "overlays": overlay(results)}
+    for kind, picture in files.items():
+        write_png(args.output / kind / f"{job.name}.png", picture)
+    if args.maps:
+        content = io.BytesIO()
+        maps_figure(predictor, encoded, result, words).savefig(content, dpi=120)
+        write(args.output / "maps" / f"{job.name}.png", content.getvalue())
+    height, width = result.label_map.shape
+    return {
+        "name": job.name,
+        "source": stamp,
+        "size": {"height": height, "width": width},
+        "files": [f"{kind}/{job.name}.png" for kind in (*files, *["maps"] * args.maps)],
+        "segments": segments_of(result),
+    }
+
+
+def segment_images(
+    predictor: FreeCPPredictor, words: Vocabulary, args: argparse.Namespace
+) -> list[str]:
+    """Segment every --input; sentences about those that could not be."""
+    jobs = find_images(args.input, args.output)
+    settings = {
+        "--config-file and --opts": hashlib.sha256(predictor.cfg.dump().encode()).hexdigest(),
+        "--vocabulary": [list(names) for names in words.classes],
+        "--background": list(words.background),
+        "--base": args.base,
+        "--maps": args.maps,
+    }
+    progress = Progress(args.output, settings)
+    waiting = [job for job in jobs if not progress.is_done(job)]
+    if len(waiting) < len(jobs):
+        print(f"{len(jobs) - len(waiting)} of {len(jobs)} images are done already")
+    faults = []
+    try:
+        for job in tqdm(waiting, unit="image"):
+            try:
+                progress.add(segment_image(predictor, job, words, args))
+            except FAILURES as error:
+                faults.append(_sentence(job.source, error))
+    finally:
+        background = ["background"] * bool(words.background)
+        progress.write_coco([*background, *(names[0] for names in words.classes)])
+    print(f"{len(jobs) - len(faults)} of {len(jobs)} images: {args.output}")
+    return faults
+
+
+def segment_video(predictor: FreeCPPredictor, words: Vocabulary, args: argparse.Namespace) -> Path:
+    """Write --video-input with its classes drawn on it, the base method at the left with --base.
+
+    Returns:
+        The new file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: OpenCV can read no frame of it, or can write no video.
+    """
+    source: Path = args.video_input
+    if not source.is_file():
+        raise FileNotFoundError(f"--video-input {source}: no such file; check the path")
+    target = args.output / f"{source.stem}_overlay.mp4"
+    if os.path.abspath(source) == os.path.abspath(target):
+        raise ValueError(f"{target} would be overwritten; choose another --output")
+    if target.exists():
+        print(f"{target} is done already; remove it to make it anew")
+        return target
+    args.output.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.stem}.part.mp4")
+    capture, writer, count = cv2.VideoCapture(str(source)), None, 0
+    rate = capture.get(cv2.CAP_PROP_FPS) or 25.0
+    expected = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+    try:
+        for frame in tqdm(_frames(capture), total=max(expected, 0) or None, unit="frame"):
+            pictures = [predictor.base(frame, words).draw()] if args.base else []
+            picture = np.concatenate([*pictures, predictor(frame, words).draw()], axis=1)
+            # Video codecs want even sides.
+            picture = np.pad(picture, [(0, n % 2) for n in picture.shape[:2]] + [(0, 0)], "edge")
+            if writer is None:
+                height, width = picture.shape[:2]
+                codec = cv2.VideoWriter.fourcc(*"mp4v")
+                writer = cv2.VideoWriter(str(part), codec, rate, (width, height))
+                if not writer.isOpened():
+                    raise ValueError(f"OpenCV can write no video of {width} x {height} to {part}")
+            writer.write(np.ascontiguousarray(picture[:, :, ::-1]))
+            count += 1
+        if writer is None:
+            raise ValueError(f"{source}: no frame can be read; give a video that OpenCV knows")
+        writer.release()
+        os.replace(part, target)
+    finally:
+        capture.release()
+        part.unlink(missing_ok=True)
+    if count < expected:
+        print(f"{source} says it has {expected} frames; {count} could be read", file=sys.stderr)
+    print(f"{count} frames: {target}")
+    return target
+
+
+def _frames(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
+    """(H, W, 3) uint8 RGB."""
+    while True:
+        read, frame = capture.read()
+        if not read:
+            return
+        yield np.ascontiguousarray(frame[:, :, ::-1])
+
+
+def _sentence(source: Path, error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if str(source) in text else f"{source}: {text}"
+
+
+def words_of(text: str) -> str | list[str]:
+    """--vocabulary as the predictor takes it: the path of a file, or the names between commas."""
+    is_file = Path(text).is_file() or "://" in text or text.endswith((".txt", ".json"))
+    return text if is_file else _names(text)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")] if text.strip() else []
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The options of Detectron2's demo, and those of this script."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--config-file",
+        required=True,
+        metavar="FILE",
+        help="a YAML file, or the name of one in configs/ such as scenes/clearclip",
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--input", nargs="+", metavar="IMAGE", help="image files, folders, patterns like 'a/*.jpg'"
+    )
+    source.add_argument("--video-input", type=Path, metavar="FILE", help="a video file")
+    parser.add_argument("--output", required=True, type=Path, metavar="FOLDER")
+    parser.add_argument(
+        "--vocabulary",
+        metavar="WORDS",
+        help="class names, separated by commas; or a file, one class a line, its names separated "
+        "by commas, or JSON; by default the config's classes",
+    )
+    parser.add_argument(
+        "--background",
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="WORDS",
+        help="what is none of the classes is background, by 26 common names or by these",
+    )
+    parser.add_argument(
+        "--base", action="store_true", help="show the method without FreeCP beside it"
+    )
+    parser.add_argument(
+        "--maps", action="store_true", help="a figure of class activation maps of every image"
+    )
+    parser.add_argument(
+        "--opts", nargs=argparse.REMAINDER, default=[], help="last: KEY VALUE ... of the config"
+    )
+    args = parser.parse_args(argv)
+    if args.maps and args.video_input:
+        parser.error("--maps is for images; leave it out with --video-input")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code, 1 when an image or anything else failed."""
+    args = parse_args(argv)
+    setup_logger(name="freecp_d2")
+    try:
+        predictor = FreeCPPredictor(args.config_file, args.opts)
+        if not predictor.purifies and (args.base or args.maps):
+            raise ValueError("MODEL.FREECP.ENABLED is False: leave out --base and --maps")
+        background = _names(args.background) if args.background is not False else False
+        words = predictor.prepare(
+            None if args.vocabulary is None else words_of(args.vocabulary),
+            args.background if args.background is True else background,
+        )
+        if args.video_input:
+            segment_video(predictor, words, args)
+            return 0
+        faults = segment_images(predictor, words, args)
+    except (OSError, ValueError) as error:
+        print(f"demo.py: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    for fault in faults:
+        print(f"demo.py: {fault}", file=sys.stderr)
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
