@@ -66,32 +66,34 @@ def serve(**environment: str) -> Iterator[str]:
 
 
 def take(url: str, example: int) -> Image.Image:
-    """The whole page after a click on an example."""
+    """The page after a click on an example."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=find_chromium(), args=CHROMIUM_FLAGS)
-        page = browser.new_page(viewport={"width": 1240, "height": 1000}, color_scheme="light")
+        page = browser.new_page(viewport={"width": 1280, "height": 1230}, color_scheme="light")
         page.goto(url)
         page.locator("#examples button").nth(example).click()
         page.locator("#chart .chart").wait_for(timeout=120_000)
         page.wait_for_timeout(2_000)  # the pictures under the slider fade in
-        picture = Image.open(io.BytesIO(page.screenshot(full_page=True)))
+        picture = Image.open(io.BytesIO(page.screenshot()))
         browser.close()
     return picture
 
 
 def main() -> None:
-    """Serve, take the picture, write it with few colours."""
+    """Serve, take the picture, write it in 256 colours."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=ROOT / "docs/pictures/web.png")
-    parser.add_argument("--example", type=int, default=2, help="which (default: %(default)s)")
+    parser.add_argument("--example", type=int, default=0, help="which (default: %(default)s)")
     args = parser.parse_args()
     if find_chromium() is None:
         sys.exit("screenshot.py: no chromium found; install one (apt install chromium)")
     with serve() as url:
         picture = take(url, args.example)
-    picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(args.output, optimize=True)
+    # Of Pillow's methods the one that keeps the few pixels of the legend's colours.
+    few = picture.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    few.save(args.output, optimize=True)
     print(f"{args.output}: {args.output.stat().st_size / 1000:.0f} kB")
 
 

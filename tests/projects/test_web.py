@@ -161,7 +161,7 @@ def test_names_are_text_and_never_markup(predictor):
     answer = web.Answer(predictor.base(encoded.image, names), segmentation, 0.0, None, 0.0)
     for shown in (web.legend(answer), web.chart(answer)):
         assert "<b>" not in shown and "&lt;b&gt;sky" in shown and "$x_2$ &amp; ${1}" in shown
-    assert web.INK not in web.chart(answer) or "currentColor" in web.chart(answer)
+    assert web.INK not in web.chart(answer) and "currentColor" in web.chart(answer)
     width, height = web.picture_of(answer.base).size
     assert min(width, height) >= web.MIN_SHOWN
 
