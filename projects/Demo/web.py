@@ -622,8 +622,11 @@ def main() -> None:
             theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
             css=CSS,
         )
-    except OSError as error:
-        sys.exit(f"web.py: cannot serve {args.host}:{args.port} ({error}); try another --port")
+    except OSError:
+        sys.exit(
+            f"web.py: cannot serve {args.host}:{args.port}: another program has that port, or this "
+            "machine has no such address; choose others with --port and --host"
+        )
     print(f"Open http://{args.host}:{args.port} (Ctrl-C stops it)", flush=True)
     stop.wait()
     page.close(verbose=False)
