@@ -575,10 +575,11 @@ def _windows(encoded: EncodedImage) -> EncodedImages:
 
 
 def _colors(classes: int, background: bool) -> np.ndarray:
-    """(K, 3) uint8: hues at steps of the golden ratio, in three lightnesses; background is grey."""
+    """(K, 3) uint8: hues at steps of the golden ratio, in five shades; background is grey."""
     index = np.arange(classes)
-    saturation, value = np.array([(0.85, 0.95), (0.6, 0.75), (0.5, 1.0)])[index % 3].T
-    hue = (0.03 + index * 0.61803398875) % 1
+    shades = np.array([(0.85, 0.95), (0.6, 0.75), (0.45, 1.0), (0.9, 0.6), (0.3, 0.85)])
+    saturation, value = shades[index % len(shades)].T
+    hue = (0.58 + index * 0.61803398875) % 1
     rgb = matplotlib.colors.hsv_to_rgb(np.stack([hue, saturation, value], axis=1))
     own = (255 * rgb).round().astype(np.uint8)
     return np.concatenate([np.full((int(background), 3), 64, np.uint8), own])

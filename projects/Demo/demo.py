@@ -264,7 +264,10 @@ def _legend(
     width = max(names + column * len(results), round(max(map(font.getlength, [*notes, ""]))) + line)
     image = Image.new("RGB", (width, line * (len(texts) + len(notes) + 2)), "white")
     pen = ImageDraw.Draw(image)
-    y = line + line // 3
+    y = line // 2
+    for place, title in enumerate(results if len(results) > 1 else ()):
+        pen.text((names + column * (place + 1), y), title.split()[-1], "black", font, anchor="ra")
+    y += line
     for index, text in zip(shown, texts, strict=False):
         box = (0, y + line // 8, line, y + line - line // 4)
         pen.rectangle(box, tuple(last.colors[index].tolist()), "black")

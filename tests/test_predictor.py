@@ -1,0 +1,336 @@
+"""FreeCPPredictor against the meta-architecture it stands on, and beside other code."""
+
+import threading
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+
+from freecp_d2 import FreeCP, FreeCPPredictor, Segmentation
+from freecp_d2.data import Vocabulary, load_descriptions
+from freecp_d2.data.scenes.scene import draw_scene
+
+OPTS = ["MODEL.DEVICE", "cpu", "MODEL.CLIP.TEXT_CACHE", ""]
+WORDS = ["sky", "lawn", "road", "sand", "mushroom", "meadow"]
+DEFAULT_BACKGROUND = (
+    "sky wall tree wood grass road sea river mountain sands desk bed building cloud lamp door "
+    "window wardrobe ceiling shelf curtain stair floor hill rail fence"
+).split()
+
+
+@pytest.fixture(scope="module")
+def predictor() -> FreeCPPredictor:
+    return FreeCPPredictor("scenes/clearclip", OPTS)
+
+
+@pytest.fixture(scope="module")
+def image() -> np.ndarray:
+    return draw_scene(87).image
+
+
+def model_of(predictor: FreeCPPredictor, vocabulary: Vocabulary, *opts: object) -> FreeCP:
+    cfg = predictor.cfg.clone()
+    cfg.defrost()
+    cfg.merge_from_list(list(opts))
+    model = FreeCP(cfg, vocabulary=vocabulary).eval()
+    model.set_vocabulary(vocabulary, load_descriptions(cfg.MODEL.FREECP.DESCRIPTIONS))
+    return model
+
+
+def sem_seg_of(model: FreeCP, image: np.ndarray) -> dict:
+    return model([{"image": torch.from_numpy(image.transpose(2, 0, 1).copy())}])[0]
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("background", [(), ("wall", "mountain")])
+def test_it_gives_what_the_model_gives(predictor, image, enabled, background):
+    words = Vocabulary((("sky",), ("lawn", "meadow"), ("road",), ("mushroom",)), background)
+    whole = sem_seg_of(model_of(predictor, words, "MODEL.FREECP.ENABLED", enabled), image)
+    own = predictor if enabled else predictor.base
+    result = own(image, [["sky"], ["lawn", "meadow"], "road", "mushroom"], list(background))
+    sem_seg = whole["sem_seg"]
+    assert torch.equal(torch.from_numpy(result.label_map), sem_seg.argmax(0))
+    np.testing.assert_allclose(result.scores, sem_seg.amax((1, 2)), atol=1e-6)
+    assert result.class_names == ("background",) * bool(background) + (
+        "sky",
+        "lawn",
+        "road",
+        "mushroom",
+    )
+    counts = [(result.label_map == i).mean() for i in range(len(result.class_names))]
+    np.testing.assert_allclose(result.shares, counts)
+    if enabled:
+        first = len(result.class_names) - 4
+        np.testing.assert_allclose(result.consistency[first:], whole["consistency"], atol=1e-6)
+        gone = {r.name for r in result.removed}
+        assert gone == {n for n, k in zip(result.class_names[first:], whole["kept"]) if not k}
+    else:
+        assert result.removed == [] and np.isnan(result.consistency).all()
+
+
+def test_removed_classes_say_why(predictor, image):
+    encoded = predictor.encode(image)
+    strict = predictor.segment(encoded, WORDS, redundancy_threshold=10.0)
+    assert [r.name for r in strict.removed] == WORDS
+    assert {r.stage for r in strict.removed} == {"redundancy"}
+    loose = predictor.segment(encoded, WORDS, redundancy_threshold=-1.0, ambiguity_threshold=0.5)
+    beaten = [r for r in loose.removed if r.stage == "ambiguity"]
+    assert beaten and all(r.stage == "ambiguity" for r in loose.removed)
+    gone = {r.name for r in loose.removed}
+    for r in beaten:
+        assert r.beaten_by in set(WORDS) - gone
+        assert r.consistency == pytest.approx(loose.consistency[WORDS.index(r.name)])
+    assert not gone & {loose.class_names[i] for i in np.unique(loose.label_map)}
+
+
+def test_segment_of_an_encoded_image_is_the_call(predictor, image, monkeypatch):
+    encoded = predictor.encode(image)
+    calls = []
+    encode = predictor._model.encoder.forward
+    monkeypatch.setattr(predictor._model.encoder, "forward", lambda x: calls.append(x) or encode(x))
+    changed = predictor.segment(encoded, WORDS, redundancy_threshold=0.3)
+    again = predictor.segment(encoded, WORDS)
+    assert not calls
+    whole = predictor(image, WORDS)
+    assert calls
+    assert np.array_equal(again.label_map, whole.label_map)
+    assert np.array_equal(again.consistency, whole.consistency)
+    assert len(changed.removed) > len(whole.removed)
+
+
+def test_text_is_encoded_once_a_vocabulary(predictor, image, monkeypatch):
+    texts = []
+    encode = predictor._model.encoder.model.encode_text
+    monkeypatch.setattr(
+        predictor._model.encoder.model,
+        "encode_text",
+        lambda x, *a, **k: texts.append(len(x)) or encode(x, *a, **k),
+    )
+    first = predictor(image, ["sea", "snow"])
+    count = len(texts)
+    other = predictor(image, ["carpet", "snow", "sky"], background=["wall"])
+    assert len(texts) > count > 0
+    count = len(texts)
+    predictor.base(image, ["carpet", "snow", "sky"], background=["wall"])
+    again = predictor(image, ("sea", "snow"))
+    assert len(texts) == count
+    assert np.array_equal(first.label_map, again.label_map) and len(other.class_names) == 4
+
+
+def test_background_is_metods_26_words_but_the_classes(predictor):
+    assert list(predictor.prepare(["dog"], True).background) == DEFAULT_BACKGROUND
+    without = [name for name in DEFAULT_BACKGROUND if name not in ("sky", "wall")]
+    assert list(predictor.prepare(["Sky", ["stone", "wall"]], True).background) == without
+    own = Vocabulary((("dog",),), ("lawn",))
+    assert predictor.prepare(own, True) == predictor.prepare(own) == own
+
+
+def test_kinds_of_images(predictor, image, tmp_path):
+    path = tmp_path / "scene.png"
+    Image.fromarray(image).save(path)
+    want = predictor(image, WORDS)
+    for same in (path, str(path), Image.open(path), Image.open(path).convert("RGBA")):
+        got = predictor(same, WORDS)
+        assert np.array_equal(got.image, image) and np.array_equal(got.label_map, want.label_map)
+    gray = predictor(Image.fromarray(image).convert("L"), WORDS)
+    assert gray.image.shape == image.shape and (gray.image[..., :1] == gray.image).all()
+
+
+def test_exif_orientation(predictor, image, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise by a quarter
+    turned = tmp_path / "turned.png"
+    Image.fromarray(np.rot90(image)).save(turned, exif=exif)
+    with Image.open(turned) as opened:
+        for same in (turned, opened):
+            assert np.array_equal(predictor(same, WORDS).image, image)
+
+
+def test_lists_and_generators(predictor, image):
+    small = image[:70, :90]
+    one, two = predictor([image, small], WORDS)
+    assert one.label_map.shape == image.shape[:2] and two.label_map.shape == (70, 90)
+    taken = []
+    lazy = predictor((taken.append(x) or x for x in (small, image)), WORDS)
+    assert not taken
+    first = next(lazy)
+    assert len(taken) == 1 and np.array_equal(first.label_map, two.label_map)
+    assert isinstance(next(lazy), Segmentation) and list(lazy) == []
+    assert predictor([], WORDS) == []
+
+
+def test_vocabulary_of_a_file_and_of_the_config(predictor, tmp_path):
+    file = tmp_path / "words.txt"
+    file.write_text("sky\nlawn, meadow\n")
+    assert predictor.prepare(file) == Vocabulary((("sky",), ("lawn", "meadow")))
+    assert len(predictor.prepare().classes) == 41
+
+
+def test_resized_for_clip_and_back(image):
+    predictor = FreeCPPredictor("scenes/clearclip", [*OPTS, "INPUT.MIN_SIZE_TEST", "112"])
+    encoded = predictor.encode(image)
+    assert tuple(encoded.source["image"].shape) == (3, 112, 144)
+    assert predictor.segment(encoded, WORDS).label_map.shape == image.shape[:2]
+    assert predictor.class_maps(encoded, ["sky"], WORDS).refined.shape == (1, 112, 144)
+
+
+def test_bgr_config_sees_the_same_colours(predictor, image):
+    bgr = FreeCPPredictor("scenes/clearclip", [*OPTS, "INPUT.FORMAT", "BGR"])
+    assert np.array_equal(bgr(image, WORDS).label_map, predictor(image, WORDS).label_map)
+
+
+def test_class_maps_are_the_heads(predictor, image):
+    """One window: the means are that window's maps, resampled."""
+    small = image[:224, :224]
+    words = Vocabulary((("sky",), ("lawn", "meadow"), ("road",)), ("wall",))
+    encoded = predictor.encode(small)
+    maps = predictor.class_maps(encoded, ["road", "lawn"], words)
+    (batch,) = encoded.windows.batches
+    model = model_of(predictor, words)
+    purified = model.head(
+        batch.pixels, batch.features, model.text, model.descriptions, model.encoder
+    )
+    for got, want in (
+        (maps.activation, purified.probabilities[0, 1:]),
+        (maps.refined, purified.refined[0]),
+    ):
+        want = torch.stack([want[3], torch.maximum(want[1], want[2])])
+        want = torch.nn.functional.interpolate(want[None], (224, 224), mode="bilinear")[0]
+        np.testing.assert_allclose(got, want, atol=1e-5)
+    assert maps.names == ("road", "lawn")
+
+
+def test_pictures_have_the_images_size(predictor, image):
+    result = predictor(image, [*WORDS, "$5 and $$x"], background=True)
+    assert len(np.unique(result.colors, axis=0)) == len(result.class_names)
+    drawn = result.draw()
+    assert drawn.shape == image.shape and drawn.dtype == np.uint8
+    assert not np.array_equal(drawn, image)
+    assert result.draw(scale=2).shape == (448, 576, 3)
+    assert predictor(image[:1, :1], WORDS).draw().shape == (1, 1, 3)
+
+
+def test_nothing_outside_changes(image):
+    def state() -> tuple:
+        return (
+            torch.is_grad_enabled(),
+            torch.get_default_dtype(),
+            torch.get_num_threads(),
+            torch.are_deterministic_algorithms_enabled(),
+            torch.get_rng_state().tolist(),
+            str(np.random.get_state()),
+            sorted(DatasetCatalog.list()),
+            sorted(MetadataCatalog.list()),
+            {k: str(v) for k, v in matplotlib.rcParams.items()},
+            matplotlib.get_backend(auto_select=False),
+        )
+
+    before = state()
+    predictor = FreeCPPredictor("scenes/clearclip", OPTS)
+    predictor(image, WORDS, background=True).draw()
+    predictor.base(image, WORDS)
+    assert state() == before
+    weight = torch.ones(2, requires_grad=True)
+    lazy = predictor((x for x in [image, image]), WORDS)
+    next(lazy)
+    weight.sum().backward()  # gradients are recorded while a generator waits
+    assert weight.grad.tolist() == [1, 1]
+
+
+def test_base_shares_the_weights_and_leaves_the_predictor_alone(predictor, image):
+    want = predictor(image, WORDS)
+    base = predictor.base
+    assert base._model is predictor._model and base.base is base
+    assert base.encode(image).windows is None
+    assert np.array_equal(
+        base.segment(base.encode(image), WORDS).label_map, base(image, WORDS).label_map
+    )
+    again = predictor(image, WORDS)
+    assert np.array_equal(want.label_map, again.label_map) and want.removed == again.removed
+
+
+def test_threads_take_turns(predictor, image):
+    vocabularies = [WORDS, WORDS[:3], ["sea", "river", "rock", "sky"], [*WORDS, "balloon"]]
+    want = [predictor(image, words).label_map for words in vocabularies]
+    alone = [predictor.base(image, words).label_map for words in vocabularies]
+    faults = []
+
+    def work(index: int) -> None:
+        for _ in range(3):
+            got = predictor(image, vocabularies[index]).label_map
+            base = predictor.base(image, vocabularies[index]).label_map
+            if not (np.array_equal(got, want[index]) and np.array_equal(base, alone[index])):
+                faults.append(index)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(vocabularies))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not faults
+
+
+def test_named_configs_work_from_any_folder(tmp_path, monkeypatch, image):
+    monkeypatch.chdir(tmp_path)
+    assert FreeCPPredictor("scenes/clearclip", OPTS)(image, ["sky"]).shares.tolist() == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "sentence"),
+    [
+        ("nowhere.png", FileNotFoundError, "nowhere.png: no such file"),
+        (".", FileNotFoundError, "a folder"),
+        (np.zeros((4, 4), np.uint8), ValueError, r"shape \(4, 4\)"),
+        (np.zeros((4, 4, 4), np.uint8), ValueError, r"3\) uint8 in RGB"),
+        (np.zeros((2, 4, 4, 3), np.uint8), ValueError, "several images are a list"),
+        (np.zeros((4, 4, 3), np.float32), ValueError, "float32"),
+        (np.zeros((0, 4, 3), np.uint8), ValueError, r"\(0, 4, 3\)"),
+        (torch.zeros(3, 4, 4), TypeError, "Tensor.* is no image"),
+        (None, TypeError, "NoneType.* is no image"),
+        ([3], TypeError, "int.* is no image"),
+    ],
+)
+def test_bad_images_are_named(predictor, given, error, sentence):
+    with pytest.raises(error, match=sentence):
+        predictor(given, WORDS)
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "error", "sentence"),
+    [
+        ([], ValueError, "vocabulary is empty"),
+        (["sky", " "], ValueError, "class 1 has an empty name"),
+        (["sky", "sky "], ValueError, "'sky' of class 0"),
+        (["very " * 90], ValueError, "CLIP's context holds"),
+        ("sky,lawn", FileNotFoundError, "give a list of names"),
+        ([3], TypeError, "class 0 must be a name"),
+        (7, TypeError, "list of names or a file"),
+    ],
+)
+def test_bad_vocabularies_are_named(predictor, image, vocabulary, error, sentence):
+    with pytest.raises(error, match=sentence):
+        predictor(image, vocabulary)
+
+
+def test_other_misuse_is_named(predictor, image, tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="broken.png: not an image"):
+        predictor(broken, WORDS)
+    with pytest.raises(ValueError, match="True or a list"):
+        predictor(image, WORDS, background="wall")
+    with pytest.raises(ValueError, match="has no thresholds"):
+        predictor.base.segment(predictor.encode(image), WORDS, redundancy_threshold=0.1)
+    with pytest.raises(ValueError, match="the base method encoded"):
+        predictor.segment(predictor.base.encode(image), WORDS)
+    with pytest.raises(ValueError, match="'moon' is no class"):
+        predictor.class_maps(predictor.encode(image), ["moon"], WORDS)
+    with pytest.raises(FileNotFoundError, match="scenes/clearclip"):
+        FreeCPPredictor("scenes/clerclip")
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        FreeCPPredictor("nowhere.yaml")
+    with pytest.raises(ValueError, match="MODEL.NOTHING"):
+        FreeCPPredictor("scenes/clearclip", ["MODEL.NOTHING", "1"])
