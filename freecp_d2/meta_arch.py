@@ -65,7 +65,7 @@ class FreeCP(nn.Module):
     """Open-vocabulary semantic segmentation by a frozen CLIP, with or without class purification.
 
     Attributes:
-        output: "sem_seg", or "label_map" for labels without the cost of a score for every class.
+        output: "sem_seg", or "label_map" for labels without the cost of a score at every pixel.
 
     Args:
         encoder: the frozen CLIP with its base method.
@@ -137,7 +137,7 @@ class FreeCP(nn.Module):
             vocabulary: in place of the config's.
         """
         clip, freecp = cfg.MODEL.CLIP, cfg.MODEL.FREECP
-        vocabulary = vocabulary or _configured_vocabulary(cfg)
+        vocabulary = vocabulary or configured_vocabulary(cfg)
         descriptions = load_descriptions(freecp.DESCRIPTIONS) if freecp.DESCRIPTIONS else {}
         model, tokenizer = load_clip(clip.NAME, clip.PRETRAINED, clip.PRECISION, cfg.MODEL.DEVICE)
         encoder = DenseCLIP(
@@ -226,7 +226,8 @@ class FreeCP(nn.Module):
         Returns:
             One dict an image with `sem_seg`, (K, height, width) float32: a score for every class,
             preceded by the background's where the vocabulary has one. The label map is its argmax;
-            with `output` "label_map" it is given instead, as `label_map`, (height, width) int64.
+            with `output` "label_map" it is given instead, as `label_map`, (height, width) int64,
+            beside `scores`, (K,) float32, the highest score of each.
             With purification also what :meth:`segment` says.
 
         Raises:
@@ -250,8 +251,8 @@ class FreeCP(nn.Module):
         """Purify and label (METHOD.md steps 2 to 7); :meth:`forward` without CLIP's view of it.
 
         Returns:
-            One dict an image with `sem_seg` or `label_map`, and, on the CPU, of the classes without
-            the background: `kept_redundancy` and `kept`, (classes,) bool, whether any of a class's
+            One dict an image with `sem_seg`, or `label_map` and `scores`, and, on the CPU, of the
+            classes without the background: `kept_redundancy` and `kept`, (classes,) bool, whether any of a class's
             names stayed in any window after the first and after both stages; `consistency`,
             (classes,) float32, the largest of these; `ambiguous_losses`, sorted pairs (loser,
             winner) of contiguous ids of look-alikes.
@@ -300,10 +301,13 @@ class FreeCP(nn.Module):
                     [windows[i] for i in own], [maps[i] for i in own], kept[own] > 0, size
                 )
                 merged = upsample(merged, encoded.output_sizes[image])
-                found = self._label_map if self.output == "label_map" else self._sem_seg
+                if self.output == "label_map":
+                    found = self._label_map(merged, queries)
+                else:
+                    found = {"sem_seg": self._sem_seg(merged, queries)}
                 results.append(
                     {
-                        self.output: found(merged, queries),
+                        **found,
                         "kept": self._any_query(kept[own]) > 0,
                         "kept_redundancy": self._any_query(kept_redundancy[own]) > 0,
                         "consistency": self._any_query(consistency[own]),
@@ -391,15 +395,23 @@ class FreeCP(nn.Module):
             sem_seg[0] = 1 - maps.amax(dim=0) if len(maps) else 1.0
         return sem_seg
 
-    def _label_map(self, maps: Tensor, queries: np.ndarray) -> Tensor:
-        """The argmax of :meth:`_sem_seg` without its (K, H, W)."""
+    def _label_map(self, maps: Tensor, queries: np.ndarray) -> dict[str, Tensor]:
+        """The argmax of :meth:`_sem_seg` and the maximum of its channels, without its (K, H, W)."""
+        best = maps.flatten(1).amax(dim=1) if len(maps) else maps.new_zeros(0)
+        classes = self.query_class[to_device(queries, self.device)]
+        scores = self._by_class(best[:, None, None], classes)[:, 0, 0]
         if not len(maps):
-            return torch.zeros(maps.shape[1:], dtype=torch.int64, device=maps.device)
-        score, best = maps.max(dim=0)
-        classes = self.query_class[to_device(queries, self.device)][best]
+            scores[: self.vocabulary.num_background > 0] = 1.0
+            labels = torch.zeros(maps.shape[1:], dtype=torch.int64, device=maps.device)
+            return {"label_map": labels, "scores": scores}
+        score, position = maps.max(dim=0)
+        labels = classes[position]
         if self.vocabulary.num_background:
-            return (classes + 1).masked_fill(1 - score >= score, 0)
-        return classes.masked_fill(score == 0, 0)
+            scores[0] = 1 - score.amin()
+            labels = (labels + 1).masked_fill(1 - score >= score, 0)
+        else:
+            labels = labels.masked_fill(score == 0, 0)
+        return {"label_map": labels, "scores": scores}
 
     def _any_query(self, values: np.ndarray) -> Tensor:
         """(classes,) float32 maxima, from at least 0, of (windows, C) over windows and names."""
@@ -453,8 +465,11 @@ class FreeCP(nn.Module):
         with self.timer.stage("merge", self.device):
             for total, x in zip(merged, inputs, strict=True):
                 sem_seg = self._base_scores(upsample(total.mean(), _output_size(x)))
-                result = sem_seg.argmax(dim=0) if self.output == "label_map" else sem_seg
-                results.append({self.output: result})
+                if self.output == "label_map":
+                    scores = sem_seg.amax(dim=(1, 2))
+                    results.append({"label_map": sem_seg.argmax(dim=0), "scores": scores})
+                else:
+                    results.append({"sem_seg": sem_seg})
         return results
 
     def _base_scores(self, similarity: Tensor) -> Tensor:
@@ -468,7 +483,12 @@ class FreeCP(nn.Module):
         return sem_seg
 
 
-def _configured_vocabulary(cfg: CfgNode) -> Vocabulary:
+def configured_vocabulary(cfg: CfgNode) -> Vocabulary:
+    """The classes of a config: of MODEL.FREECP.VOCABULARY, or else of DATASETS.TEST.
+
+    Raises:
+        ValueError: neither is set, or the data sets differ in their classes.
+    """
     if cfg.MODEL.FREECP.VOCABULARY:
         return load_vocabulary(cfg.MODEL.FREECP.VOCABULARY)
     if not cfg.DATASETS.TEST:

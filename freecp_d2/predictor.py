@@ -24,9 +24,9 @@ from torch import Tensor
 
 from .config import load_config
 from .data import Vocabulary, load_vocabulary, normalized_name
-from .data.mapper import InferenceMapper, _to_eight_bits, read_image, resize_shortest_edge
+from .data.mapper import InferenceMapper, to_eight_bits, read_image, resize_shortest_edge
 from .data.vocabulary import PACKAGED
-from .meta_arch import EncodedImages, FreeCP, _configured_vocabulary
+from .meta_arch import EncodedImages, FreeCP, configured_vocabulary
 from .sliding_window import WindowMean, upsample
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -161,6 +161,7 @@ class FreeCPPredictor:
             arguments = FreeCP.from_config(cfg, _UNUSED)
         self._descriptions: Mapping[str, Sequence[str]] = arguments["descriptions"]
         self._model = _Model(**{**arguments, "vocabulary": None}).to(cfg.MODEL.DEVICE).eval()
+        self._model.output = "label_map"
         self._mapper = InferenceMapper(cfg)
         self._lock = threading.RLock()
         self._windows = self._model.window, self._model.stride
@@ -342,7 +343,7 @@ class FreeCPPredictor:
         Returns:
             What such a call segments into; errors are those of a call.
         """
-        words = _configured_vocabulary(self.cfg) if vocabulary is None else _words(vocabulary)
+        words = configured_vocabulary(self.cfg) if vocabulary is None else _words(vocabulary)
         if background is True and not words.background:
             classes = {normalized_name(name) for names in words.classes for name in names}
             default = load_vocabulary(f"{PACKAGED}benchmarks/published/voc21.json").background
@@ -388,11 +389,7 @@ class FreeCPPredictor:
     def _segmentation(
         self, pixels: np.ndarray, result: dict[str, Any], words: Vocabulary
     ) -> Segmentation:
-        if self.purifies:
-            labels, scores = result["sem_seg"]
-        else:
-            labels, scores = result["sem_seg"].argmax(dim=0), result["sem_seg"].amax(dim=(1, 2))
-        labels = labels.cpu().numpy()
+        labels = result["label_map"].cpu().numpy()
         own_names = [names[0] for names in words.classes]
         before = ["background"] * (words.num_background > 0)
         count = len(before) + len(own_names)
@@ -419,7 +416,7 @@ class FreeCPPredictor:
             image=pixels,
             label_map=labels,
             class_names=(*before, *own_names),
-            scores=scores.float().cpu().numpy(),
+            scores=result["scores"].cpu().numpy(),
             shares=shares,
             consistency=consistency,
             removed=removed,
@@ -428,11 +425,7 @@ class FreeCPPredictor:
 
 
 class _Model(FreeCP):
-    """FreeCP that starts without a vocabulary and keeps the text features of the last ones.
-
-    With purification its `sem_seg` is the label map (H, W) and the highest score of every class
-    (K,), without the dense (K, H, W) that a photograph in 171 classes has no memory for.
-    """
+    """FreeCP that starts without a vocabulary and keeps the text features of the last ones."""
 
     def set_vocabulary(
         self,
@@ -453,14 +446,6 @@ class _Model(FreeCP):
         self.vocabulary = vocabulary
         if self.head is not None:
             self.head.num_background = vocabulary.num_background
-
-    def _sem_seg(self, maps: Tensor, queries: np.ndarray) -> Any:
-        best = maps.flatten(1).amax(dim=1) if len(maps) else maps.new_zeros(0)
-        classes = self.query_class[torch.from_numpy(queries).to(self.device)]
-        scores = self._by_class(best[:, None, None], classes)[:, 0, 0]
-        if self.vocabulary.num_background:
-            scores[0] = 1 - maps.amax(dim=0).min() if len(maps) else 1.0
-        return self._label_map(maps, queries), scores
 
 
 def _config(config: CfgNode | str | os.PathLike, opts: Sequence[str]) -> CfgNode:
@@ -548,7 +533,7 @@ def _pixels(image: object) -> np.ndarray:
         if image.mode == "F":
             raise ValueError("a PIL image of floats, whose range is unknown; convert it to RGB")
         try:
-            return np.asarray(_to_eight_bits(_apply_exif_orientation(image)).convert("RGB"))
+            return np.asarray(to_eight_bits(_apply_exif_orientation(image)).convert("RGB"))
         except OSError as error:
             raise ValueError(f"a PIL image that cannot be read ({error}); replace it") from error
     if not isinstance(image, np.ndarray):

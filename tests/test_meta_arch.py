@@ -189,10 +189,11 @@ def test_the_label_map_is_the_argmax(case, enabled, redundancy_threshold, model,
     if enabled and redundancy_threshold is not None:
         freecp.head.redundancy_threshold = redundancy_threshold
     x = as_detectron2(inputs["large_image"], height=90, width=100)
-    expected = freecp([x])[0]["sem_seg"].argmax(0)
+    sem_seg = freecp([x])[0]["sem_seg"]
     freecp.output = "label_map"
     (result,) = freecp([x])
-    assert result["label_map"].equal(expected) and "sem_seg" not in result
+    assert result["label_map"].equal(sem_seg.argmax(0)) and "sem_seg" not in result
+    torch.testing.assert_close(result["scores"], sem_seg.amax((1, 2)))
 
 
 def test_what_was_removed_is_said(model, inputs, encoder):

@@ -91,7 +91,7 @@ def read_image(path: str | os.PathLike, format: str = "RGB") -> np.ndarray:
         image = _apply_exif_orientation(image)
         if image.mode == "F":
             raise ValueError("it holds floats, whose range is unknown")
-        pixels = np.asarray(_to_eight_bits(image).convert("RGB"))
+        pixels = np.asarray(to_eight_bits(image).convert("RGB"))
     return pixels[:, :, ::-1] if format == "BGR" else pixels
 
 
@@ -134,7 +134,7 @@ def resize_shortest_edge(image: np.ndarray, min_size: int, max_size: int) -> np.
     return cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
 
 
-def _to_eight_bits(image: Image.Image) -> Image.Image:
+def to_eight_bits(image: Image.Image) -> Image.Image:
     """Pillow's convert() would clip 16 bits and warn of transparency in palettes."""
     if image.mode.startswith("I"):
         return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))

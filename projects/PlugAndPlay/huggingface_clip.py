@@ -22,7 +22,7 @@ from freecp_d2 import FreeCP
 from freecp_d2.clip import DenseFeatures
 from freecp_d2.clip.loading import PRECISIONS
 from freecp_d2.data import Vocabulary, load_descriptions
-from freecp_d2.meta_arch import _configured_vocabulary
+from freecp_d2.meta_arch import configured_vocabulary
 from freecp_d2.purification import PurificationHead
 
 METHODS = ("maskclip", "sclip", "clearclip")
@@ -178,7 +178,7 @@ class HuggingFaceFreeCP(FreeCP):
         return {
             "encoder": HuggingFaceCLIP(model.to(cfg.MODEL.DEVICE), clip.METHOD),
             "tokenizer": tokenizer,
-            "vocabulary": vocabulary or _configured_vocabulary(cfg),
+            "vocabulary": vocabulary or configured_vocabulary(cfg),
             "descriptions": load_descriptions(freecp.DESCRIPTIONS) if freecp.DESCRIPTIONS else {},
             "text_cache": None,
             "head": head if freecp.ENABLED else None,

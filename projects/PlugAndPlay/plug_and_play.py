@@ -20,7 +20,7 @@ from freecp_d2 import add_freecp_config
 from freecp_d2.clip import DenseCLIP, load_clip
 from freecp_d2.clip.text import cached_text_features, description_features, template_sentences
 from freecp_d2.data import load_descriptions
-from freecp_d2.meta_arch import _configured_vocabulary
+from freecp_d2.meta_arch import configured_vocabulary
 from freecp_d2.purification import Encoder, NonFiniteInput, PurificationHead
 
 Affinity: TypeAlias = Callable[
@@ -173,7 +173,7 @@ class PurifiedSegmentor(nn.Module):
         own.MODEL.META_ARCHITECTURE = purified.META_ARCHITECTURE
         encoder = descriptions = None
         if purified.AMBIGUITY:
-            vocabulary = _configured_vocabulary(cfg)
+            vocabulary = configured_vocabulary(cfg)
             names = [names[0] for names in vocabulary.classes]
             if not vocabulary.num_background:
                 names = names[purified.NUM_BACKGROUND :]
