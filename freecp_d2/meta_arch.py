@@ -252,10 +252,10 @@ class FreeCP(nn.Module):
 
         Returns:
             One dict an image with `sem_seg`, or `label_map` and `scores`, and, on the CPU, of the
-            classes without the background: `kept_redundancy` and `kept`, (classes,) bool, whether any of a class's
-            names stayed in any window after the first and after both stages; `consistency`,
-            (classes,) float32, the largest of these; `ambiguous_losses`, sorted pairs (loser,
-            winner) of contiguous ids of look-alikes.
+            classes without the background: `kept_redundancy` and `kept`, (classes,) bool, whether
+            any of a class's names stayed in any window after the first and after both stages;
+            `consistency`, (classes,) float32, the largest of these; `ambiguous_losses`, sorted
+            pairs (loser, winner) of contiguous ids of look-alikes.
 
         Raises:
             ValueError: NaN in the features of an image; it names the file.

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from .config import load_config
 from .data import Vocabulary, load_vocabulary, normalized_name
-from .data.mapper import InferenceMapper, to_eight_bits, read_image, resize_shortest_edge
+from .data.mapper import InferenceMapper, read_image, resize_shortest_edge, to_eight_bits
 from .data.vocabulary import PACKAGED
 from .meta_arch import EncodedImages, FreeCP, configured_vocabulary
 from .sliding_window import WindowMean, upsample
