@@ -505,7 +505,7 @@ def _words(vocabulary: Any) -> Vocabulary:
         return vocabulary
     if isinstance(vocabulary, str | os.PathLike):
         path = os.fspath(vocabulary)
-        if not path.startswith(PACKAGED) and not Path(path).is_file():
+        if not path.startswith(PACKAGED) and not os.path.isfile(path):
             raise FileNotFoundError(
                 f"vocabulary {path!r}: there is no such file; give a list of names, or the path "
                 "of a file with one class a line"

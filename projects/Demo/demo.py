@@ -457,7 +457,7 @@ def _sentence(source: Path, error: BaseException) -> str:
 
 def words_of(text: str) -> str | list[str]:
     """--vocabulary as the predictor takes it: the path of a file, or the names between commas."""
-    is_file = Path(text).is_file() or "://" in text or text.endswith((".txt", ".json"))
+    is_file = os.path.isfile(text) or "://" in text or text.endswith((".txt", ".json"))
     return text if is_file else _names(text)
 
 
@@ -517,10 +517,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         predictor = FreeCPPredictor(args.config_file, args.opts)
         if not predictor.purifies and (args.base or args.maps):
             raise ValueError("MODEL.FREECP.ENABLED is False: leave out --base and --maps")
-        background = _names(args.background) if args.background is not False else False
         words = predictor.prepare(
             None if args.vocabulary is None else words_of(args.vocabulary),
-            args.background if args.background is True else background,
+            args.background if isinstance(args.background, bool) else _names(args.background),
         )
         if args.video_input:
             segment_video(predictor, words, args)
