@@ -314,6 +314,8 @@ def measure_image(sizes: Sizes, quick: bool, device: torch.device) -> dict:
     own = SceneEncoder(DIMENSION, device, pace, pace.encode_cls)
     plain = SceneEncoder(DIMENSION, device, partial(dense_features, vit, METHOD), pace.encode_cls)
     shared = SceneEncoder(DIMENSION, device, pace)
+    bf16 = DenseCLIP(pace_model(quick, 224, device, "bf16"), METHOD)
+    half = SceneEncoder(DIMENSION, device, bf16, bf16.encode_cls)
 
     overrides = {
         "MODEL.DEVICE": str(device),
@@ -342,12 +344,17 @@ def measure_image(sizes: Sizes, quick: bool, device: torch.device) -> dict:
     stage_seconds: list[dict[str, float]] = []
 
     def freecp() -> Tensor:
+        model.encoder = own
         model.reset_timings()
         labels = model([{"image": image}])[0]["label_map"]
         stage_seconds.append(
             {**model.timings, "ambiguity": model.timings["ambiguity"] - own.away_seconds}
         )
         return labels
+
+    def freecp_bf16() -> Tensor:
+        model.encoder = half
+        return model([{"image": image}])[0]["label_map"]
 
     def transcribed(encoder: SceneEncoder) -> Tensor:
         return segment(
@@ -363,6 +370,7 @@ def measure_image(sizes: Sizes, quick: bool, device: torch.device) -> dict:
             "cls": Part(partial(pace.encode_cls, windows)),
             "dense": Part(partial(pace, windows)),
             "freecp": Part(freecp, own),
+            "bf16": Part(freecp_bf16, half),
             "transcription": Part(partial(transcribed, plain), plain),
             "shared": Part(partial(transcribed, shared), shared),
         },
@@ -400,6 +408,9 @@ def measure_image(sizes: Sizes, quick: bool, device: torch.device) -> dict:
         "over_bare": ratio(times["freecp"], times["bare"]),
         "over_encode_cls": ratio(times["freecp"], times["cls"]),
         "over_transcription": ratio(times["freecp"], times["transcription"]),
+        "bf16_ms": milliseconds(times["bf16"]),
+        "bf16_over_bare": ratio(times["bf16"], times["bare"]),
+        "bf16_over_transcription": ratio(times["bf16"], times["transcription"]),
         "over_transcription_with_our_encoder": ratio(times["freecp"], times["shared"]),
         "with_crops_over_transcription": ratio(
             samples["freecp"]["with_crops"], samples["transcription"]["with_crops"]
@@ -560,6 +571,12 @@ def figures(report: dict, sizes: Sizes) -> list[dict]:
         ),
         ("the same, over DenseCLIP.encode_cls of the windows", image["over_encode_cls"], None),
         ("the same, over the transcription", image["over_transcription"], ("at most", 0.6)),
+        ("with the crops", image["with_crops_over_transcription"], None),
+        (
+            "with the encoder in bf16, over the transcription",
+            image["bf16_over_transcription"],
+            None,
+        ),
         (
             f"peak memory of the head, {memory['grid']}x{memory['grid']}, {memory['classes']} "
             "classes, over the transcription",
@@ -657,7 +674,7 @@ def markdown(report: dict) -> str:
             f"\nWhole image: bare forward {image['bare_ms']['median']:.0f} ms "
             f"(DenseCLIP.encode_cls {image['encode_cls_ms']['median']:.0f} ms), dense features "
             f"{image['dense_ms']['median']:.0f} ms, FreeCP {image['freecp_ms']['median']:.0f} ms "
-            f"({stages_of}), "
+            f"({stages_of}), with the encoder in bf16 {image['bf16_ms']['median']:.0f} ms, "
             f"transcription {image['transcription_ms']['median']:.0f} ms (with our encoder "
             f"{image['transcription_with_our_encoder_ms']['median']:.0f} ms). Crops come on top: "
             f"{image['crops']['freecp']} of {image['crop_ms']['freecp']['median']:.1f} ms each "

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from freecp_d2.clip import DenseCLIP, DenseFeatures, load_clip
+from freecp_d2.clip.loading import PRECISIONS
 from freecp_d2.clip.text import encode_sentences
 from freecp_d2.data.scenes import CLASSES, draw_scene
 
@@ -127,13 +128,16 @@ class SceneEncoder(DenseCLIP):
         return F.pad(features, self.padding).to(self.device)
 
 
-def pace_model(quick: bool, side: int, device: torch.device) -> open_clip.CLIP:
+def pace_model(
+    quick: bool, side: int, device: torch.device, precision: str = "auto"
+) -> open_clip.CLIP:
     """ViT-B/16 of random weights for images of `side`; `quick`: one of SceneCLIP's make.
 
-    fp16 on CUDA, fp32 elsewhere.
+    Precision "auto": fp16 on CUDA, fp32 elsewhere.
     """
     torch.manual_seed(0)
-    precision = "fp16" if device.type == "cuda" else "fp32"
+    if precision == "auto":
+        precision = "fp16" if device.type == "cuda" else "fp32"
     if not quick:
         model = open_clip.create_model(
             "ViT-B-16", force_image_size=side, precision=precision, device=device
@@ -142,6 +146,6 @@ def pace_model(quick: bool, side: int, device: torch.device) -> open_clip.CLIP:
         config = json.loads(SCENE_CLIP.with_suffix(".json").read_text())
         config["vision_cfg"]["image_size"] = side
         model = open_clip.CLIP(**config).to(device)
-        if precision == "fp16":
-            open_clip.convert_weights_to_lp(model, torch.float16)
+        if precision != "fp32":
+            open_clip.convert_weights_to_lp(model, PRECISIONS[precision])
     return model.eval().requires_grad_(False)
