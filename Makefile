@@ -1,3 +1,4 @@
+# make install set up .venv             make pictures  draw docs/pictures anew
 # make demo    evaluate base methods and FreeCP on the embedded benchmark; table on screen, pictures in output/demo
 # make test    run the tests            make test-gpu  run those of the operators, the encoder and the head on a GPU
 # make bench   time FreeCP against the bare CLIP forward and a plain transcription; tables, output/bench
@@ -6,7 +7,7 @@
 # Each sets up .venv first, once. BASE_PYTHON=/path/to/python chooses the interpreter (3.11 or later) it is made of.
 
 .POSIX:
-.PHONY: demo test test-gpu bench lint lock
+.PHONY: install demo pictures test test-gpu bench lint lock
 
 VENV = .venv
 PYTHON = $(VENV)/bin/python
@@ -15,8 +16,13 @@ INSTALLED = $(VENV)/.installed
 BASE_PYTHON =
 UV = uv
 
+install: $(INSTALLED)
+
 demo: $(INSTALLED)
 	$(PYTHON) projects/SceneCLIP/demo.py --output output/demo
+
+pictures: $(INSTALLED)
+	$(PYTHON) docs/pictures.py
 
 # One thread a worker: torch would start one per core in each of them.
 test: $(INSTALLED)

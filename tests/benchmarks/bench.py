@@ -727,17 +727,19 @@ def draw(report: dict, path: Path) -> None:
         head.errorbar(x, median, error, marker="o", capsize=3, label=label)
     head.axhline(0.05, color="gray", linestyle=":", label="to reach")
     head.set(xscale="log", yscale="log", xlabel="classes", title="head / bare CLIP forward")
-    head.set_xticks([case["classes"] for case in cases][:4], labels=None)
-    head.xaxis.set_major_formatter("{x:.0f}")
+    ticks = [case["classes"] for case in cases if case["grid"] == cases[0]["grid"]]
+    head.set_xticks(ticks, [str(classes) for classes in ticks], rotation=90)
+    head.set_yticks([0.002, 0.005, 0.01, 0.02, 0.05])
     head.yaxis.set_major_formatter("{x:g}")
     head.minorticks_off()
-    head.legend()
+    head.legend(loc="lower right", fontsize=8)
 
     found = cpu["image"]
     bars = {
         "bare CLIP": "bare_ms",
         "dense features": "dense_ms",
         "FreeCP": "freecp_ms",
+        "FreeCP, bf16 encoder": "bf16_ms",
         "transcription,\nour encoder": "transcription_with_our_encoder_ms",
         "transcription": "transcription_ms",
     }
@@ -756,17 +758,17 @@ def draw(report: dict, path: Path) -> None:
         peaks = {what: found[what]["extra_bytes"] / 1e9 for what in ("head", "transcription")}
         memory.bar_label(memory.barh(list(peaks), list(peaks.values())), fmt=" %.2f GB")
         memory.invert_yaxis()
-        memory.margins(x=0.2)
+        memory.margins(x=0.3)
         memory.set(xlabel="GB")
     memory.set_title(title)
 
-    rows = [f"{r['windows']}x{r['grid']}²\n{r['classes']}" for r in cpu["profile"]]
+    rows = [f"{r['grid']}x{r['grid']}, {r['classes']}" for r in cpu["profile"]]
     left = [0.0] * len(rows)
     for name in STAGES:
         values = [r[f"{name}_ms"]["median"] / r["windows"] for r in cpu["profile"]]
         stage.bar(range(len(rows)), values, bottom=left, label=name)
         left = [a + b for a, b in zip(left, values, strict=True)]
-    stage.set_xticks(range(len(rows)), rows, fontsize=7)
+    stage.set_xticks(range(len(rows)), rows, fontsize=7, rotation=90)
     stage.set(title="stages of the head, a window (grid, classes)", ylabel="milliseconds")
     stage.legend(fontsize=8)
     figure.suptitle(f"{cpu['machine']['device']}, {cpu['machine']['threads']} threads, fp32")
