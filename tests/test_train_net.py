@@ -16,7 +16,7 @@ from freecp_d2 import add_freecp_config
 
 ROOT = Path(__file__).parents[1]
 CONFIG = "configs/scenes/clearclip.yaml"
-CONFIGS = [*ROOT.glob("configs/*/*.yaml"), *ROOT.glob("projects/*/configs/*.yaml")]
+CONFIGS = [*ROOT.glob("configs/*/*.yaml"), *ROOT.glob("projects/CamVid/configs/*.yaml")]
 
 REGISTER = """
 from pathlib import Path

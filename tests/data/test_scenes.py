@@ -28,11 +28,12 @@ def val_scenes():
 
 
 def test_the_same_seed_gives_the_same_bits_on_every_machine():
+    """With the Pillow of requirements.lock: another one may draw an edge otherwise."""
     digest = hashlib.sha256()
     for seed in SEEDS:
         scene = draw_scene(seed)
         digest.update(scene.image.tobytes() + scene.labels.tobytes() + scene.caption.encode())
-    assert digest.hexdigest() == "d59c3aa0dae297af022fc99a748a93ec0141396fd3a0207da120dadf6dc155a3"
+    assert digest.hexdigest() == "9035941a49fe4f3efa5e2938a2f9e8427c18444bdff89254055f58067c958ec9"
 
 
 @pytest.mark.parametrize(("height", "width"), [(224, 288), (64, 64), (100, 333)])
