@@ -35,7 +35,7 @@ class Scene:
 
 
 def draw_scene(seed: int, height: int = HEIGHT, width: int = WIDTH) -> Scene:
-    """Draw the scene of `seed`: the same bits on every machine.
+    """Draw the scene of `seed`: the same bits on every machine with the same Pillow.
 
     Args:
         seed: a non-negative integer.
