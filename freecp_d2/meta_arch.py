@@ -136,17 +136,10 @@ class FreeCP(nn.Module):
         Args:
             vocabulary: in place of the config's.
         """
-        clip, freecp = cfg.MODEL.CLIP, cfg.MODEL.FREECP
+        freecp = cfg.MODEL.FREECP
         vocabulary = vocabulary or configured_vocabulary(cfg)
         descriptions = load_descriptions(freecp.DESCRIPTIONS) if freecp.DESCRIPTIONS else {}
-        model, tokenizer = load_clip(clip.NAME, clip.PRETRAINED, clip.PRECISION, cfg.MODEL.DEVICE)
-        encoder = DenseCLIP(
-            model,
-            clip.METHOD,
-            gem_depth=clip.GEM_DEPTH,
-            gem_head_average=clip.GEM_HEAD_AVERAGE,
-            gaussian_std=clip.GAUSSIAN_STD,
-        )
+        encoder, tokenizer = cls.build_encoder(cfg)
         head = None
         window, stride = freecp.WINDOW, freecp.STRIDE
         if freecp.ENABLED:
@@ -166,7 +159,7 @@ class FreeCP(nn.Module):
             "tokenizer": tokenizer,
             "vocabulary": vocabulary,
             "descriptions": descriptions,
-            "text_cache": clip.TEXT_CACHE or None,
+            "text_cache": cfg.MODEL.CLIP.TEXT_CACHE or None,
             "head": head,
             "window": window,
             "stride": stride,
@@ -176,6 +169,20 @@ class FreeCP(nn.Module):
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "input_format": cfg.INPUT.FORMAT,
         }
+
+    @classmethod
+    def build_encoder(cls, cfg: CfgNode) -> tuple[DenseCLIP, Tokenizer]:
+        """The encoder of MODEL.CLIP, and its tokenizer."""
+        clip = cfg.MODEL.CLIP
+        model, tokenizer = load_clip(clip.NAME, clip.PRETRAINED, clip.PRECISION, cfg.MODEL.DEVICE)
+        encoder = DenseCLIP(
+            model,
+            clip.METHOD,
+            gem_depth=clip.GEM_DEPTH,
+            gem_head_average=clip.GEM_HEAD_AVERAGE,
+            gaussian_std=clip.GAUSSIAN_STD,
+        )
+        return encoder, tokenizer
 
     @property
     def device(self) -> torch.device:

@@ -21,9 +21,7 @@ from transformers import CLIPConfig, CLIPModel
 from freecp_d2 import FreeCP
 from freecp_d2.clip import DenseFeatures
 from freecp_d2.clip.loading import PRECISIONS
-from freecp_d2.data import Vocabulary, load_descriptions
-from freecp_d2.meta_arch import configured_vocabulary
-from freecp_d2.purification import PurificationHead
+from freecp_d2.data import Vocabulary
 
 METHODS = ("maskclip", "sclip", "clearclip")
 
@@ -159,37 +157,19 @@ class HuggingFaceFreeCP(FreeCP):
     @classmethod
     def from_config(cls, cfg: CfgNode, vocabulary: Vocabulary | None = None) -> dict[str, Any]:
         """As :meth:`freecp_d2.FreeCP.from_config`."""
-        clip, freecp = cfg.MODEL.CLIP, cfg.MODEL.FREECP
-        precision = clip.PRECISION
+        return {**super().from_config(cfg, vocabulary), "text_cache": None}
+
+    @classmethod
+    def build_encoder(cls, cfg: CfgNode) -> tuple["HuggingFaceCLIP", SimpleTokenizer]:
+        """As :meth:`freecp_d2.FreeCP.build_encoder`."""
+        clip, precision = cfg.MODEL.CLIP, cfg.MODEL.CLIP.PRECISION
         if precision == "auto":
             precision = "fp16" if torch.device(cfg.MODEL.DEVICE).type == "cuda" else "fp32"
         model = CLIPModel.from_pretrained(
             clip.NAME, revision=clip.PRETRAINED, dtype=PRECISIONS[precision]
         )
         tokenizer = clip_tokenizer(model)
-        head = PurificationHead(
-            freecp.REDUNDANCY_THRESHOLD,
-            freecp.AMBIGUITY_THRESHOLD,
-            redundancy=freecp.REDUNDANCY,
-            ambiguity=freecp.AMBIGUITY,
-            box_full_extent=freecp.BOX_FULL_EXTENT,
-            crop_batch_size=freecp.CROP_BATCH_SIZE,
-        )
-        return {
-            "encoder": HuggingFaceCLIP(model.to(cfg.MODEL.DEVICE), clip.METHOD),
-            "tokenizer": tokenizer,
-            "vocabulary": vocabulary or configured_vocabulary(cfg),
-            "descriptions": load_descriptions(freecp.DESCRIPTIONS) if freecp.DESCRIPTIONS else {},
-            "text_cache": None,
-            "head": head if freecp.ENABLED else None,
-            "window": freecp.WINDOW,
-            "stride": freecp.STRIDE,
-            "batch_size": freecp.BATCH_SIZE,
-            "background_threshold": freecp.BACKGROUND_THRESHOLD,
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
-            "input_format": cfg.INPUT.FORMAT,
-        }
+        return HuggingFaceCLIP(model.to(cfg.MODEL.DEVICE), clip.METHOD), tokenizer
 
 
 def clip_tokenizer(model: CLIPModel) -> SimpleTokenizer:
