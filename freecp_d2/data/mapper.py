@@ -119,6 +119,23 @@ def open_image(path: str | os.PathLike) -> Iterator[Image.Image]:
         raise ValueError(f"{path}: not a readable image ({error}); replace the file") from error
 
 
+def load_label_map(path: str | os.PathLike, dtype: type = int) -> np.ndarray:
+    """Read a label map, of 8 or 16 bits or a palette's indices, as a writable (H, W) array.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is corrupt, or has several channels.
+    """
+    with open_image(path) as image:
+        labels: np.ndarray = np.array(image, dtype=dtype)
+    if labels.ndim != 2:
+        raise ValueError(
+            f"{path}: shape {labels.shape}; a label map has one channel of class ids, so fetch it "
+            "anew or convert it"
+        )
+    return labels
+
+
 def resize_shortest_edge(image: np.ndarray, min_size: int, max_size: int) -> np.ndarray:
     """Resize (H, W, C) uint8 bilinearly, without antialiasing, keeping the aspect ratio.
 

@@ -16,7 +16,8 @@ from detectron2.utils.visualizer import Visualizer
 from PIL import Image
 
 from ..data.mapper import read_image
-from .results import method_of, write_text
+from ..files import write_whole
+from .results import method_of
 
 PICTURE_SIDE = 480
 """Images are made smaller until their long side is at most this many pixels."""
@@ -72,7 +73,7 @@ def write_report(
             for title, examples in (("Best images", best), ("Worst images", worst))
         ],
     )
-    write_text(html, path)
+    write_whole(path, html.encode())
 
 
 def draw(example: Example, metadata: Metadata) -> dict[str, str]:

@@ -7,18 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-
-def write_text(text: str, path: Path) -> None:
-    """Write a file that appears complete or not at all."""
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+from ..files import write_whole
 
 
 def write_results(results: Mapping[str, Any], path: Path) -> None:
     """Write JSON; there may be no NaN in it."""
     text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False)
-    write_text(f"{text}\n", path)
+    write_whole(path, f"{text}\n".encode())
 
 
 def load_results(path: str | os.PathLike) -> dict[str, Any]:

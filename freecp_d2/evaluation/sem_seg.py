@@ -16,29 +16,14 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from PIL import Image
 
-from ..data.mapper import open_image
+from ..data.mapper import load_label_map
+from ..files import write_whole
 from .coco import CocoWriter
 from .metrics import STAGES, Counts, class_ious, confusion_matrix, mean, segmentation_metrics
 from .report import Example, write_report
-from .results import load_results, without_nan, write_results, write_text
+from .results import load_results, without_nan, write_results
 
 log = logging.getLogger(__name__)
-
-
-def load_label_map(path: str | os.PathLike, dtype: type = int) -> np.ndarray:
-    """Read a label map, of 8 or 16 bits or a palette's indices, as a writable (H, W) array.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is corrupt, or has several channels.
-    """
-    with open_image(path) as image:
-        labels: np.ndarray = np.array(image, dtype=dtype)
-    if labels.ndim != 2:
-        raise ValueError(
-            f"{path}: shape {labels.shape}; a label map has one channel of class ids, so convert it"
-        )
-    return labels
 
 
 class FreeCPSemSegEvaluator(DatasetEvaluator):
@@ -186,7 +171,8 @@ class FreeCPSemSegEvaluator(DatasetEvaluator):
         worst = sorted(entry for *_, entries in parts for entry in entries)[: self._pictures]
         if self._output_dir is not None:
             write_results(results, self._output_dir / "results.json")
-            write_text(_csv(results["classes"]), self._output_dir / "per_class.csv")
+            csv_text = _csv(results["classes"])
+            write_whole(self._output_dir / "per_class.csv", csv_text.encode())
             write_report(
                 self._output_dir / "report.html",
                 results,

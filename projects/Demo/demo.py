@@ -36,6 +36,7 @@ from tqdm import tqdm
 from freecp_d2 import FreeCPPredictor, Segmentation
 from freecp_d2.data import Vocabulary
 from freecp_d2.evaluation.coco import encode_segments
+from freecp_d2.files import write_whole
 
 LONG_SIDE = 600, 1600
 """Pixels that the long side of an overlay's pictures has at least and at most."""
@@ -88,7 +89,7 @@ class Progress:
         for record in lines:
             self.records[record["name"]] = record
         folder.mkdir(parents=True, exist_ok=True)
-        write(path, "".join(f"{json.dumps(x)}\n" for x in [settings, *lines]).encode())
+        write_whole(path, "".join(f"{json.dumps(x)}\n" for x in [settings, *lines]).encode())
 
     def is_done(self, job: Job) -> bool:
         """Whether the results of this very file are there.
@@ -124,22 +125,14 @@ class Progress:
                 annotations.append({"id": len(annotations) + 1, "image_id": image_id, **segment})
         categories = [{"id": i, "name": name} for i, name in enumerate(class_names)]
         content = {"images": images, "categories": categories, "annotations": annotations}
-        write(self.folder / "segmentation.json", json.dumps(content).encode())
-
-
-def write(path: Path, content: bytes) -> None:
-    """Write a file, all or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(content)
-    os.replace(part, path)
+        write_whole(self.folder / "segmentation.json", json.dumps(content).encode())
 
 
 def write_png(path: Path, image: Image.Image) -> None:
     """Write a picture, all or nothing."""
     content = io.BytesIO()
     image.save(content, "png")
-    write(path, content.getvalue())
+    write_whole(path, content.getvalue())
 
 
 def find_images(inputs: Sequence[str], output: Path) -> list[Job]:
@@ -349,7 +342,7 @@ def segment_image(
     if args.maps:
         content = io.BytesIO()
         maps_figure(predictor, encoded, result, words).savefig(content, dpi=120)
-        write(args.output / "maps" / f"{job.name}.png", content.getvalue())
+        write_whole(args.output / "maps" / f"{job.name}.png", content.getvalue())
     height, width = result.label_map.shape
     return {
         "name": job.name,

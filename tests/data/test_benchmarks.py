@@ -13,7 +13,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from freecp_d2 import load_config
 from freecp_d2.data import dataset_vocabulary
 from freecp_d2.data.benchmarks import BENCHMARKS, KINDS, Layout, vocabulary_of
-from freecp_d2.evaluation.sem_seg import load_label_map
+from freecp_d2.data.mapper import load_label_map
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 METHODS = ("maskclip", "sclip", "clearclip", "naclip", "gem")

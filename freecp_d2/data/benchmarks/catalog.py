@@ -8,6 +8,7 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..vocabulary import PACKAGED, Vocabulary, load_vocabulary
+from .files import file_names, find_layout, read_names
 from .layout import BENCHMARKS, Benchmark, Layout
 
 KINDS: tuple[str, ...] = ("published", "curated")
@@ -60,8 +61,8 @@ def load_benchmark(benchmark: Benchmark) -> list[dict]:
     layout = _layout(benchmark, root)
     _set_roots(benchmark, root, layout)
     images, masks = root / layout.image_folder, root / layout.mask_folder
-    has_mask = _stems(masks, layout.mask_suffix)
-    listed = _lines(root / layout.file_list) if layout.file_list else has_mask
+    has_mask = set(file_names(masks, layout.mask_suffix))
+    listed = set(read_names(root / layout.file_list)) if layout.file_list else has_mask
     if not listed:
         empty = (
             f"{root / layout.file_list} names no image"
@@ -69,7 +70,8 @@ def load_benchmark(benchmark: Benchmark) -> list[dict]:
             else f"no *{layout.mask_suffix} in {masks}"
         )
         raise FileNotFoundError(f"{benchmark.dataset}: {empty}; {_advice(benchmark)}")
-    _require(benchmark, "images", listed - _stems(images, layout.image_suffix), listed, images)
+    has_image = set(file_names(images, layout.image_suffix))
+    _require(benchmark, "images", listed - has_image, listed, images)
     _require(benchmark, "masks", listed - has_mask, listed, masks)
     if len(listed) != benchmark.num_images:
         logger.warning(
@@ -94,11 +96,10 @@ def _root() -> Path:
 
 
 def _layout(benchmark: Benchmark, root: Path) -> Layout:
-    """The first layout that is there."""
-    for layout in benchmark.layouts:
-        files = [root / layout.file_list] if layout.file_list else []
-        if (root / layout.mask_folder).is_dir() and all(file.is_file() for file in files):
-            return layout
+    """The one that is read."""
+    layout = find_layout(benchmark, root)
+    if layout is not None:
+        return layout
     masks = root / benchmark.layout.mask_folder
     missing = masks if not masks.is_dir() else root / str(benchmark.layout.file_list)
     raise FileNotFoundError(f"{benchmark.dataset}: there is no {missing}; {_advice(benchmark)}")
@@ -127,22 +128,6 @@ def _set_roots(benchmark: Benchmark, root: Path, layout: Layout) -> None:
     vars(MetadataCatalog.get(benchmark.dataset)).update(
         image_root=str(root / layout.image_folder), sem_seg_root=str(root / layout.mask_folder)
     )
-
-
-def _stems(folder: Path, suffix: str) -> set[str]:
-    """Names of a folder's files with `suffix`, relative to it and without the suffix."""
-    return {
-        (Path(parent) / name).relative_to(folder).as_posix().removesuffix(suffix)
-        for parent, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if name.endswith(suffix) and not name.startswith(".")
-    }
-
-
-def _lines(file: Path) -> set[str]:
-    """The first word of every line."""
-    lines = file.read_text(encoding="utf-8").splitlines()
-    return {line.split()[0] for line in lines if line.strip()}
 
 
 def _colors(benchmark: Benchmark) -> list[list[int]]:

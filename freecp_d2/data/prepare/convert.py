@@ -8,23 +8,6 @@ import numpy as np
 import scipy.io
 from pycocotools import mask as rle
 
-from ..mapper import open_image
-
-
-def read_label_map(path: str | os.PathLike) -> np.ndarray:
-    """Read a PNG of ids, of 8 or 16 bits or a palette's indices, as an (H, W) integer array.
-
-    Raises:
-        FileNotFoundError, ValueError: no such file; damaged; or it has several channels.
-    """
-    with open_image(path) as image:
-        labels = np.array(image)
-    if labels.ndim != 2:
-        raise ValueError(
-            f"it has shape {labels.shape}; a label map has one channel of ids, so fetch it anew"
-        )
-    return labels
-
 
 def read_context_mat(path: str | os.PathLike) -> np.ndarray:
     """The `LabelMap` of a .mat of Pascal Context, (H, W) integers of 0 to 459.

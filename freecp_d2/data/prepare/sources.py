@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 from pycocotools.coco import COCO
 
+from ..benchmarks.files import file_names, read_names
 from ..benchmarks.layout import BENCHMARKS, Benchmark
+from ..mapper import load_label_map
 from . import convert
 
 Converter = Callable[[], np.ndarray]
@@ -81,20 +83,6 @@ def find_annotations(benchmark: Benchmark, root: Path) -> Annotations:
     return _context_mat(benchmark, root)
 
 
-def file_names(folder: Path, suffix: str) -> list[str]:
-    """Sorted names, relative to `folder` and without `suffix`, of the files under it."""
-    return sorted(
-        path.relative_to(folder).as_posix().removesuffix(suffix)
-        for path in folder.rglob(f"*{suffix}")
-        if not path.name.startswith(".")
-    )
-
-
-def read_names(path: Path) -> tuple[str, ...]:
-    """The names in a file list of PASCAL VOC: the first word of every line."""
-    return tuple(line.split()[0] for line in path.read_text().splitlines() if line.strip())
-
-
 def _pixel_maps(benchmark: Benchmark, root: Path, maps: _PixelMaps) -> Annotations:
     folder = root / maps.folder
     converters: dict[str, Converter] = {
@@ -111,7 +99,7 @@ def _pixel_maps(benchmark: Benchmark, root: Path, maps: _PixelMaps) -> Annotatio
 
 def _convert_png(path: Path, name: str, others: tuple[int, ...]) -> np.ndarray:
     benchmark = BENCHMARKS[name]
-    labels = convert.read_label_map(path)
+    labels = load_label_map(path)
     return convert.relabel(labels, benchmark.pixel_to_contiguous, others, benchmark.ignore_label)
 
 

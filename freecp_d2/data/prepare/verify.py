@@ -6,11 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..benchmarks.layout import BENCHMARKS, Benchmark, Layout
-from ..mapper import read_image
-from .convert import read_label_map
+from ..benchmarks.files import file_names, find_layout, read_names
+from ..benchmarks.layout import BENCHMARKS, Benchmark
+from ..mapper import load_label_map, read_image
 from .parallel import each
-from .sources import file_names, read_names
 from .write import compare_count, count, listed
 
 
@@ -44,7 +43,7 @@ def verify(
         BrokenProcessPool: a process died.
     """
     root, found = Path(root), Verified()
-    layout = _present(benchmark, root)
+    layout = find_layout(benchmark, root) or benchmark.layout
     image_folder, mask_folder = root / layout.image_folder, root / layout.mask_folder
     images = set(file_names(image_folder, layout.image_suffix))
     masks = set(file_names(mask_folder, layout.mask_suffix))
@@ -83,16 +82,6 @@ def verify(
     return found
 
 
-def _present(benchmark: Benchmark, root: Path) -> Layout:
-    """The layout that evaluation reads, or what `prepare` writes where there is none."""
-    for layout in benchmark.layouts:
-        if (root / layout.mask_folder).is_dir() and (
-            layout.file_list is None or (root / layout.file_list).is_file()
-        ):
-            return layout
-    return benchmark.layout
-
-
 def _faults(pair: tuple[str, str, Path, Path]) -> list[str]:
     benchmark_name, name, image_path, mask_path = pair
     benchmark = BENCHMARKS[benchmark_name]
@@ -102,7 +91,7 @@ def _faults(pair: tuple[str, str, Path, Path]) -> list[str]:
     except Exception as error:
         faults.append(f"{name}: image: {error}")
     try:
-        labels = read_label_map(mask_path)
+        labels = load_label_map(mask_path)
         sizes.append(labels.shape)
         wrong = np.unique(labels[(labels < 0) | (labels >= benchmark.num_classes)])
         wrong = wrong[wrong != benchmark.ignore_label]

@@ -8,9 +8,11 @@ from pathlib import Path
 
 from PIL import Image
 
+from ...files import write_whole
+from ..benchmarks.files import file_names, read_names
 from ..benchmarks.layout import Benchmark
 from .parallel import each
-from .sources import Converter, file_names, find_annotations, read_names
+from .sources import Converter, find_annotations
 
 
 @dataclass
@@ -115,18 +117,6 @@ def listed(names: Sequence[str], limit: int = 5) -> str:
     """The first few names, in brackets."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return f" ({', '.join(names[:limit])}{more})" if names else ""
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file, all or nothing.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(content)
-    os.replace(part, path)
 
 
 def _write(job: tuple[str, Path, Converter]) -> str | None:
