@@ -1,16 +1,56 @@
 """Files that appear complete or not at all."""
 
 import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file, all or nothing, and the folders above it.
+    """Write a file, all or nothing, and the folders above it; see :func:`whole_file`.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with whole_file(path) as part:
+        part.write_bytes(content)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path`, which takes its place when the block ends without an error.
+
+    For what is written bit by bit or by a library that wants a name. The folders above are made.
+    The name is new each time, so any number of threads and processes may write one `path`: the last
+    to end stays, whole. What is at `path` is on the disk before this returns; after an error it is
+    as it was and the temporary file is gone. The mode is what the umask makes it.
+
+    Yields:
+        Its path, hidden and with the suffix of `path`, and an empty file there.
 
     Raises:
         OSError: it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(content)
-    os.replace(part, path)
+    # A suffix is there for libraries that go by it; a long one is a sentence with a full stop.
+    part = path.with_name(f".{uuid.uuid4().hex}.part{path.suffix[:16]}")
+    try:
+        part.touch()
+        mode = part.stat().st_mode
+        yield part
+        part.chmod(mode)  # safetensors writes files that only their owner may read
+        _sync(part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,12 +1,13 @@
 """Label maps as COCO's JSON of segments, written while the evaluation runs."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 import pycocotools.mask
+
+from ..files import whole_file
 
 
 def encode_segments(labels: np.ndarray) -> list[tuple[int, dict[str, Any]]]:
@@ -54,8 +55,7 @@ class CocoWriter:
             FileNotFoundError: the part of a rank is not there.
         """
         parts = [self._part(rank) for rank in range(ranks)]
-        whole = self.path.with_name(f"{self.path.name}.part")
-        with whole.open("w", encoding="utf-8") as file:
+        with whole_file(self.path) as whole, whole.open("w", encoding="utf-8") as file:
             separator = "["
             for part in parts:
                 if not part.exists():
@@ -68,7 +68,6 @@ class CocoWriter:
                         file.write(f"{separator}\n{line.rstrip()}")
                         separator = ","
             file.write("[]\n" if separator == "[" else "\n]\n")
-        os.replace(whole, self.path)
         for part in parts:
             part.unlink()
 

@@ -36,7 +36,7 @@ from tqdm import tqdm
 from freecp_d2 import FreeCPPredictor, Segmentation
 from freecp_d2.data import Vocabulary
 from freecp_d2.evaluation.coco import encode_segments
-from freecp_d2.files import write_whole
+from freecp_d2.files import whole_file, write_whole
 
 LONG_SIDE = 600, 1600
 """Pixels that the long side of an overlay's pictures has at least and at most."""
@@ -402,32 +402,32 @@ def segment_video(predictor: FreeCPPredictor, words: Vocabulary, args: argparse.
     if target.exists():
         print(f"{target} is done already; remove it to make it anew")
         return target
-    args.output.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.stem}.part.mp4")
     capture, writer, count = cv2.VideoCapture(str(source)), None, 0
     rate = capture.get(cv2.CAP_PROP_FPS) or 25.0
     expected = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
     try:
-        for frame in tqdm(_frames(capture), total=max(expected, 0) or None, unit="frame"):
-            pictures = [predictor.base(frame, words).draw()] if args.base else []
-            picture = np.concatenate([*pictures, predictor(frame, words).draw()], axis=1)
-            # Video codecs want even sides.
-            picture = np.pad(picture, [(0, n % 2) for n in picture.shape[:2]] + [(0, 0)], "edge")
+        with whole_file(target) as part:
+            for frame in tqdm(_frames(capture), total=max(expected, 0) or None, unit="frame"):
+                pictures = [predictor.base(frame, words).draw()] if args.base else []
+                picture = np.concatenate([*pictures, predictor(frame, words).draw()], axis=1)
+                # Video codecs want even sides.
+                odd = [(0, n % 2) for n in picture.shape[:2]]
+                picture = np.pad(picture, [*odd, (0, 0)], "edge")
+                if writer is None:
+                    height, width = picture.shape[:2]
+                    codec = cv2.VideoWriter.fourcc(*"mp4v")
+                    writer = cv2.VideoWriter(str(part), codec, rate, (width, height))
+                    if not writer.isOpened():
+                        raise ValueError(
+                            f"OpenCV can write no video of {width} x {height} to {target}"
+                        )
+                writer.write(np.ascontiguousarray(picture[:, :, ::-1]))
+                count += 1
             if writer is None:
-                height, width = picture.shape[:2]
-                codec = cv2.VideoWriter.fourcc(*"mp4v")
-                writer = cv2.VideoWriter(str(part), codec, rate, (width, height))
-                if not writer.isOpened():
-                    raise ValueError(f"OpenCV can write no video of {width} x {height} to {part}")
-            writer.write(np.ascontiguousarray(picture[:, :, ::-1]))
-            count += 1
-        if writer is None:
-            raise ValueError(f"{source}: no frame can be read; give a video that OpenCV knows")
-        writer.release()
-        os.replace(part, target)
+                raise ValueError(f"{source}: no frame can be read; give a video that OpenCV knows")
+            writer.release()
     finally:
         capture.release()
-        part.unlink(missing_ok=True)
     if count < expected:
         print(f"{source} says it has {expected} frames; {count} could be read", file=sys.stderr)
     print(f"{count} frames: {target}")

@@ -40,6 +40,7 @@ sys.path.insert(0, str(HERE.parents[1]))
 
 from freecp_d2.clip import base_methods  # noqa: E402
 from freecp_d2.data.scenes import CLASSES, DESCRIPTIONS, draw_scene  # noqa: E402
+from freecp_d2.files import whole_file  # noqa: E402
 
 TRAIN_SEED = 1_000_000
 HELD_OUT_SEED = 900_000
@@ -269,11 +270,9 @@ def normalise(pixels: Tensor) -> Tensor:
 
 def save_weights(model: open_clip.CLIP, path: Path) -> None:
     """Write the fp16 state dict as safetensors, all or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     state = {k: v.detach().half().cpu().contiguous() for k, v in model.state_dict().items()}
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(state, part)
-    os.replace(part, path)
+    with whole_file(path) as part:
+        save_file(state, part)
 
 
 def train(args: argparse.Namespace) -> dict[str, float]:

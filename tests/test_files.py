@@ -1,0 +1,102 @@
+"""Files that appear complete or not at all."""
+
+import multiprocessing
+import os
+import stat
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from freecp_d2.files import whole_file, write_whole
+
+SIZE = 300_000
+
+
+def _write(path: Path, byte: int, times: int) -> None:
+    for _ in range(times):
+        write_whole(path, bytes([byte]) * SIZE)
+
+
+def test_the_file_and_its_folders_are_made_and_nothing_else(tmp_path):
+    path = tmp_path / "a" / "b" / "c.json"
+    write_whole(path, b"one")
+    write_whole(path, b"two")
+    assert path.read_bytes() == b"two"
+    assert os.listdir(path.parent) == ["c.json"]
+
+
+@pytest.mark.parametrize("name", ["n" * 255, f"A sentence. {'n' * 243}", "é" * 127, "a.", ".b"])
+def test_every_name_the_file_system_knows_can_be_written(tmp_path, name):
+    write_whole(tmp_path / name, b"x")
+    assert os.listdir(tmp_path) == [name]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_the_mode_is_that_of_any_new_file(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        write_whole(tmp_path / "f", b"x")
+        with whole_file(tmp_path / "weights") as part:
+            save_file({"a": torch.zeros(2)}, part)  # which gives its files 0600
+    finally:
+        os.umask(before)
+    for name in ("f", "weights"):
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o666 & ~umask
+
+
+def test_an_error_leaves_what_was_there_and_no_temporary_file(tmp_path):
+    path = tmp_path / "f.mp4"
+    write_whole(path, b"old")
+    with pytest.raises(RuntimeError), whole_file(path) as part:
+        assert part.parent == tmp_path and part.suffix == ".mp4" and part.name.startswith(".")
+        part.write_bytes(b"half")
+        raise RuntimeError
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError):
+        write_whole(tmp_path / "folder", b"x")
+    assert sorted(os.listdir(tmp_path)) == ["f.mp4", "folder"]
+    assert path.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize(
+    "start", [threading.Thread, multiprocessing.get_context("fork").Process], ids=str
+)
+def test_several_writers_of_one_file_at_once(tmp_path, start):
+    """A reader sees one of the contents, whole, at any time; in the end nothing else is there."""
+    path = tmp_path / "f"
+    write_whole(path, bytes([0]) * SIZE)
+    writers = [start(target=_write, args=(path, byte, 25)) for byte in range(1, 5)]
+    for writer in writers:
+        writer.start()
+    seen = set()
+    while any(writer.is_alive() for writer in writers):
+        content = path.read_bytes()
+        assert len(content) == SIZE and len(set(content)) == 1
+        seen.add(content[0])
+    for writer in writers:
+        writer.join()
+        assert getattr(writer, "exitcode", 0) == 0
+    assert len(seen) > 1
+    assert os.listdir(tmp_path) == ["f"]
+    assert path.read_bytes()[0] in range(1, 5)
+
+
+def test_file_and_folder_are_synced_and_the_file_before_its_name_changes(tmp_path, monkeypatch):
+    steps = []
+    sync, replace = os.fsync, os.replace
+
+    def record_sync(descriptor):
+        steps.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+        sync(descriptor)
+
+    def record_replace(*paths):
+        steps.append("replace")
+        replace(*paths)
+
+    monkeypatch.setattr(os, "fsync", record_sync)
+    monkeypatch.setattr(os, "replace", record_replace)
+    write_whole(tmp_path / "f", b"x")
+    assert steps == ["file", "replace", "folder"]
