@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from open_clip.tokenizer import SimpleTokenizer
 from tqdm import tqdm
 
-from .benchmarks import BENCHMARKS, DESCRIPTIONS_FILE, KINDS, vocabulary_of
+from .benchmarks import BENCHMARKS, DESCRIPTIONS_FILE, KINDS, PROTOCOLS, vocabulary_of
 from .vocabulary import describe, load_descriptions, normalized_name
 
 CONTEXT_LENGTH = 77
@@ -24,12 +24,17 @@ MIN_WORDS = 4
 def benchmark_names() -> dict[str, list[str]]:
     """Every name of every class of the eight benchmarks -> the vocabularies that have it.
 
+    Of the base methods' own protocols only names that are in no other vocabulary are added.
     Background names are left out: the ambiguity stage, which reads descriptions, leaves the
     background alone.
     """
+    return _names_of(PROTOCOLS) | _names_of(KINDS)
+
+
+def _names_of(kinds: Sequence[str]) -> dict[str, list[str]]:
     where = defaultdict(list)
     for benchmark in BENCHMARKS.values():
-        for kind in KINDS:
+        for kind in kinds:
             for names in vocabulary_of(benchmark, kind).classes:
                 for name in names:
                     where[name].append(f"{kind}/{benchmark.name}")

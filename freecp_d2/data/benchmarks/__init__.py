@@ -1,6 +1,13 @@
 """The eight benchmarks of the paper: files, ids, words, and their names in the catalogs."""
 
-from .catalog import KINDS, load_benchmark, register_benchmarks, vocabulary_of
+from .catalog import (
+    KINDS,
+    PROTOCOLS,
+    class_names,
+    load_benchmark,
+    register_benchmarks,
+    vocabulary_of,
+)
 from .layout import BENCHMARKS, Benchmark, Layout
 
 DESCRIPTIONS_FILE: str = "freecp_d2://benchmarks/descriptions.json"
@@ -10,8 +17,10 @@ __all__ = [
     "BENCHMARKS",
     "DESCRIPTIONS_FILE",
     "KINDS",
+    "PROTOCOLS",
     "Benchmark",
     "Layout",
+    "class_names",
     "load_benchmark",
     "register_benchmarks",
     "vocabulary_of",

@@ -14,31 +14,48 @@ from .layout import BENCHMARKS, Benchmark, Layout
 KINDS: tuple[str, ...] = ("published", "curated")
 """Each benchmark has a vocabulary of either kind; the catalogs hold the published ones."""
 
+PROTOCOLS: tuple[str, ...] = ("sclip", "clearclip")
+"""Kinds of the base methods' own protocols. They differ from the published ones on VOC and
+COCO-Object alone (NACLIP's are SCLIP's)."""
+_OWN_WORDS = ("voc20", "voc21", "coco_object")
+
 logger = logging.getLogger(__name__)
 
 
 def vocabulary_of(benchmark: Benchmark, kind: str = "published") -> Vocabulary:
-    """Its class names, and its background names where the background is scored.
+    """Its class names in words for CLIP, and its background names where the background is scored.
+
+    Args:
+        kind: of :data:`KINDS` or :data:`PROTOCOLS`.
 
     Raises:
-        FileNotFoundError: `kind` is none of :data:`KINDS`.
+        FileNotFoundError: there is no such kind.
     """
+    if kind in PROTOCOLS and benchmark.name not in _OWN_WORDS:
+        kind = "published"
     return load_vocabulary(f"{PACKAGED}benchmarks/{kind}/{benchmark.name}.json")
+
+
+def class_names(benchmark: Benchmark) -> list[str]:
+    """The data set's own names of its classes, "background" first where it is scored.
+
+    Tables and reports show them; CLIP is asked for :func:`vocabulary_of`'s.
+    """
+    names = load_vocabulary(f"{PACKAGED}benchmarks/classes/{benchmark.name}.json")
+    return list(names.queries)
 
 
 def register_benchmarks() -> None:
     """Add the eight to Detectron2's catalogs. Looks at no data set's files."""
     for benchmark in BENCHMARKS.values():
-        vocabulary = vocabulary_of(benchmark)
-        names = [names[0] for names in vocabulary.classes]
         DatasetCatalog.register(benchmark.dataset, partial(load_benchmark, benchmark))
         MetadataCatalog.get(benchmark.dataset).set(
             evaluator_type="sem_seg",
             ignore_label=benchmark.ignore_label,
-            stuff_classes=["background"] * benchmark.scored_background + names,
+            stuff_classes=class_names(benchmark),
             stuff_colors=_colors(benchmark),
             stuff_dataset_id_to_contiguous_id=benchmark.contiguous_ids,
-            vocabulary=vocabulary,
+            vocabulary=vocabulary_of(benchmark),
         )
         _set_roots(benchmark, _root(), benchmark.layout)
 
