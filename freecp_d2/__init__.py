@@ -1,9 +1,14 @@
 """FreeCP: training-free class purification for open-vocabulary semantic segmentation."""
 
-from . import data, ops
-from .config import add_freecp_config, load_config
-from .meta_arch import FreeCP
-from .predictor import FreeCPPredictor, RemovedClass, Segmentation
+import os
+
+# The processes of freecp_d2.data.prepare start with this variable, and need neither torch nor
+# Detectron2: only their own modules are imported there.
+if "FREECP_D2_PREPARE_WORKER" not in os.environ:
+    from . import data, ops
+    from .config import add_freecp_config, load_config
+    from .meta_arch import FreeCP
+    from .predictor import FreeCPPredictor, RemovedClass, Segmentation
 
 __all__ = [
     "FreeCP",

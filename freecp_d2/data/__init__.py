@@ -1,14 +1,17 @@
 """Vocabularies, class descriptions, and benchmarks in Detectron2's catalogs."""
 
-from . import benchmarks, scenes
-from .vocabulary import (
-    Vocabulary,
-    dataset_vocabulary,
-    describe,
-    load_descriptions,
-    load_vocabulary,
-    normalized_name,
-)
+import os
+
+if "FREECP_D2_PREPARE_WORKER" not in os.environ:  # see freecp_d2/__init__.py
+    from . import benchmarks, scenes
+    from .vocabulary import (
+        Vocabulary,
+        dataset_vocabulary,
+        describe,
+        load_descriptions,
+        load_vocabulary,
+        normalized_name,
+    )
 
 __all__ = [
     "Vocabulary",

@@ -1,14 +1,18 @@
 """The eight benchmarks of the paper: files, ids, words, and their names in the catalogs."""
 
-from .catalog import (
-    KINDS,
-    PROTOCOLS,
-    class_names,
-    load_benchmark,
-    register_benchmarks,
-    vocabulary_of,
-)
+import os
+
 from .layout import BENCHMARKS, Benchmark, Layout
+
+if "FREECP_D2_PREPARE_WORKER" not in os.environ:  # see freecp_d2/__init__.py
+    from .catalog import (
+        KINDS,
+        PROTOCOLS,
+        class_names,
+        load_benchmark,
+        register_benchmarks,
+        vocabulary_of,
+    )
 
 DESCRIPTIONS_FILE: str = "freecp_d2://benchmarks/descriptions.json"
 """Class -> sentences, for every name of the eight vocabularies (MODEL.FREECP.DESCRIPTIONS)."""

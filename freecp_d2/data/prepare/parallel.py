@@ -1,8 +1,10 @@
-"""One function over many files, in processes, under a progress bar."""
+"""One function over many files, in processes where they pay, under a progress bar."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from time import perf_counter
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -10,14 +12,21 @@ from tqdm import tqdm
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+TRIAL_SECONDS = 1.0
+"""So long this process works alone, to see how long a file takes."""
+WORKER_SECONDS = 2.0
+"""What a process must save of the rest, at the least, to be started: a start costs under one."""
 CHUNK = 16
-"""Files handed to a process at once; fewer than that are not worth starting one."""
+"""Files handed to a process at once."""
 
 
 def each(
     function: Callable[[Item], Result], items: Sequence[Item], workers: int, label: str
 ) -> Iterator[Result]:
     """The results of `function` for `items`, in their order.
+
+    This process begins, and starts others for the rest only when that saves time. They import
+    neither torch nor Detectron2.
 
     Args:
         function: of a module's top level; it and the items go to spawned processes.
@@ -27,10 +36,38 @@ def each(
     Raises:
         BrokenProcessPool: a process died.
     """
-    workers = min(workers, -(-len(items) // CHUNK))
-    if workers <= 1:
-        yield from tqdm(map(function, items), label, len(items), unit="file")
+    yield from tqdm(_results(function, items, workers), label, len(items), unit="file")
+
+
+def _results(
+    function: Callable[[Item], Result], items: Sequence[Item], workers: int
+) -> Iterator[Result]:
+    start, done = perf_counter(), 0
+    while done < len(items) and (workers == 1 or perf_counter() - start < TRIAL_SECONDS):
+        yield function(items[done])
+        done += 1
+    rest = items[done:]
+    if not rest:
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        results = pool.map(function, items, chunksize=CHUNK)
-        yield from tqdm(results, label, len(items), unit="file")
+    per_file = (perf_counter() - start) / max(done, 1)
+    workers = worthwhile(workers, len(rest), per_file)
+    if workers == 1:
+        yield from map(function, rest)
+        return
+    os.environ["FREECP_D2_PREPARE_WORKER"] = "1"  # see freecp_d2/__init__.py
+    try:
+        pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+        results = pool.map(function, rest, chunksize=CHUNK)  # starts all processes
+    finally:
+        del os.environ["FREECP_D2_PREPARE_WORKER"]
+    with pool:
+        yield from results
+
+
+def worthwhile(workers: int, files: int, seconds: float) -> int:
+    """How many of at most `workers` processes save time on `files` that take `seconds` each."""
+    most = min(workers, -(-files // CHUNK))
+    count = 1
+    while count < most and files * seconds * (1 / count - 1 / (count + 1)) > WORKER_SECONDS:
+        count += 1
+    return count

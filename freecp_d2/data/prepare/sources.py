@@ -15,7 +15,7 @@ from pycocotools.coco import COCO
 
 from ..benchmarks.files import file_names, read_names
 from ..benchmarks.layout import BENCHMARKS, Benchmark
-from ..mapper import load_label_map
+from ..images import load_label_map
 from . import convert
 
 Converter = Callable[[], np.ndarray]

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..benchmarks.files import file_names, find_layout, read_names
 from ..benchmarks.layout import BENCHMARKS, Benchmark
-from ..mapper import load_label_map, read_image
+from ..images import load_label_map, read_image
 from .parallel import each
 from .write import compare_count, count, listed
 
