@@ -7,7 +7,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, overload
 
@@ -351,7 +351,7 @@ class FreeCPPredictor:
         if isinstance(background, str):
             raise ValueError(f"background is {background!r}; give True or a list of names")
         if not isinstance(background, bool):
-            words = Vocabulary(words.classes, tuple(background))
+            words = replace(words, background=tuple(background))
         with self._using(words):
             return words
 
@@ -514,10 +514,10 @@ def _words(vocabulary: Any) -> Vocabulary:
     if not isinstance(vocabulary, Sequence):
         raise TypeError(f"a vocabulary is a list of names or a file, not {type(vocabulary)}")
     classes = []
-    for index, entry in enumerate(vocabulary):
+    for number, entry in enumerate(vocabulary, start=1):
         names = [entry] if isinstance(entry, str) else entry
         if not isinstance(names, Sequence) or not all(isinstance(n, str) for n in names):
-            raise TypeError(f"class {index} must be a name or a list of names, not {entry!r}")
+            raise TypeError(f"class {number} must be a name or a list of names, not {entry!r}")
         classes.append(tuple(name.strip() for name in names))
     return Vocabulary(tuple(classes))
 

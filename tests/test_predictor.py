@@ -304,11 +304,11 @@ def test_bad_images_are_named(predictor, given, error, sentence):
     ("vocabulary", "error", "sentence"),
     [
         ([], ValueError, "vocabulary is empty"),
-        (["sky", " "], ValueError, "class 1 has an empty name"),
-        (["sky", "sky "], ValueError, "'sky' of class 0"),
+        (["sky", " "], ValueError, "class 2 has an empty name"),
+        (["sky", "sky "], ValueError, "'sky' of class 1"),
         (["very " * 90], ValueError, "CLIP's context holds"),
         ("sky,lawn", FileNotFoundError, "give a list of names"),
-        ([3], TypeError, "class 0 must be a name"),
+        ([3], TypeError, "class 1 must be a name"),
         (7, TypeError, "list of names or a file"),
     ],
 )

@@ -3,29 +3,35 @@
 import hashlib
 import json
 import logging
-import uuid
 from collections.abc import Mapping, Sequence
+from functools import cache
 from itertools import chain
 from pathlib import Path
 
 import open_clip
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 from tqdm import trange
 
-from ..data.vocabulary import describe
+from ..data.vocabulary import describe, in_words
+from ..files import write_whole
 from .loading import Tokenizer
 
 _TENSOR = "text_features"
+_CHECKSUM = "sha256"
 logger = logging.getLogger(__name__)
 
 
 def template_sentences(names: Sequence[str]) -> list[list[str]]:
-    """The 80 OpenAI ImageNet templates filled with each name: one list of sentences a name."""
-    return [[fill(name) for fill in open_clip.OPENAI_IMAGENET_TEMPLATES] for name in names]
+    """The 80 OpenAI ImageNet templates filled with each name: one list of sentences a name.
+
+    Underscores in a name are spaces (:func:`freecp_d2.data.vocabulary.in_words`).
+    """
+    words = [in_words(name) for name in names]
+    return [[fill(name) for fill in open_clip.OPENAI_IMAGENET_TEMPLATES] for name in words]
 
 
 @torch.no_grad()
@@ -51,9 +57,9 @@ def encode_sentences(
         ValueError: an entry without sentences, a sentence that does not fit into the model's
             context (nothing is encoded then), or one whose embedding is not finite.
     """
-    for index, entry in enumerate(sentences):
+    for number, entry in enumerate(sentences, start=1):
         if not entry:
-            raise ValueError(f"entry {index} of the texts has no sentence; give it at least one")
+            raise ValueError(f"entry {number} of the texts has no sentence; give it at least one")
     unique = list(dict.fromkeys(chain.from_iterable(sentences)))
     if not unique:
         return torch.zeros(0, model.visual.output_dim)
@@ -84,7 +90,9 @@ def cached_text_features(
 
     Features lie in `cache_dir`/<key>.safetensors. The key is a hash of whatever they depend on:
     the text tower's weights and make, the tokens and the texts in their order. Several processes
-    may write at once: each file appears whole. A damaged one is replaced, with a warning.
+    may write at once: each file appears whole. A file has a checksum of its features; one that is
+    damaged or has none is replaced, with a warning. Where `cache_dir` cannot be read or written,
+    nothing is kept, and one warning says so.
 
     Args:
         cache_dir: None: nothing is kept.
@@ -94,18 +102,21 @@ def cached_text_features(
 
     Raises:
         ValueError: as :func:`encode_sentences`.
-        OSError: `cache_dir` cannot be read or written.
     """
     if cache_dir is None:
         return encode_sentences(model, tokenizer, sentences)
     path = Path(cache_dir) / f"{_cache_key(model, tokenizer, sentences)}.safetensors"
-    if path.exists():
+    try:
+        features = _read(path)
+    except OSError as error:
+        _warn_once(str(cache_dir), _reason(error))
+        return encode_sentences(model, tokenizer, sentences)
+    if features is None:
+        features = encode_sentences(model, tokenizer, sentences).contiguous()
         try:
-            return load_file(path)[_TENSOR]
-        except (SafetensorError, KeyError) as error:
-            logger.warning("%s is damaged and will be replaced (%s)", path, error)
-    features = encode_sentences(model, tokenizer, sentences)
-    _write(path, features)
+            write_whole(path, save({_TENSOR: features}, {_CHECKSUM: _checksum(features)}))
+        except OSError as error:
+            _warn_once(str(cache_dir), _reason(error))
     return features
 
 
@@ -133,7 +144,7 @@ def description_features(
         (Q, D) of template_features' dtype and device, of unit length.
 
     Raises:
-        ValueError, OSError: as :func:`cached_text_features`.
+        ValueError: as :func:`cached_text_features`.
     """
     found = [describe(descriptions, name) for name in names[num_background:]]
     without = [name for name, own in zip(names[num_background:], found, strict=True) if not own]
@@ -197,11 +208,38 @@ def _cache_key(
     return digest.hexdigest()
 
 
-def _write(path: Path, features: Tensor) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{uuid.uuid4().hex}.part")
+def _read(path: Path) -> Tensor | None:
+    """The features in a file of the cache, None where there is none that is whole."""
     try:
-        save_file({_TENSOR: features.contiguous()}, part)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+        with safe_open(path, framework="pt") as file:
+            features = file.get_tensor(_TENSOR)
+            if (file.metadata() or {}).get(_CHECKSUM) == _checksum(features):
+                return features
+        damage = "its checksum is wrong or missing"
+    except FileNotFoundError:
+        return None
+    except (SafetensorError, ValueError) as error:
+        damage = str(error)
+    logger.warning("%s is damaged and will be replaced (%s)", path, damage)
+    return None
+
+
+def _checksum(features: Tensor) -> str:
+    """SHA-256 of a tensor's kind, shape and bytes."""
+    digest = hashlib.sha256(f"{features.dtype} {tuple(features.shape)}\n".encode())
+    digest.update(features.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+@cache
+def _warn_once(folder: str, reason: str) -> None:
+    logger.warning(
+        "the text cache %s cannot be used (%s): text features are encoded anew at every start; set "
+        "MODEL.CLIP.TEXT_CACHE to a folder that can be written, or to ''",
+        folder,
+        reason,
+    )
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)

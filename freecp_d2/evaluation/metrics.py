@@ -37,6 +37,21 @@ def class_ious(confusion: np.ndarray) -> np.ndarray:
     return _divide(hits, confusion.sum(axis=0) + confusion.sum(axis=1) - hits)
 
 
+def distinct_names(names: Sequence[str]) -> list[str]:
+    """`names`, where a name that others before it have is numbered: "screen", "screen (2)".
+
+    Figures are kept by name, and data sets such as ADE20K-847 have a name several times.
+    """
+    distinct: list[str] = []
+    for name in names:
+        number, own = 1, name
+        while own in distinct:
+            number += 1
+            own = f"{name} ({number})"
+        distinct.append(own)
+    return distinct
+
+
 def mean(values: np.ndarray) -> float:
     """The mean of what is not NaN; NaN where nothing is left."""
     values = values[~np.isnan(values)]

@@ -19,7 +19,15 @@ from PIL import Image
 from ..data.mapper import load_label_map
 from ..files import write_whole
 from .coco import CocoWriter
-from .metrics import STAGES, Counts, class_ious, confusion_matrix, mean, segmentation_metrics
+from .metrics import (
+    STAGES,
+    Counts,
+    class_ious,
+    confusion_matrix,
+    distinct_names,
+    mean,
+    segmentation_metrics,
+)
 from .report import Example, write_report
 from .results import load_results, without_nan, write_results
 
@@ -82,7 +90,7 @@ class FreeCPSemSegEvaluator(DatasetEvaluator):
         self._stage_seconds = stage_seconds
         self._pictures = pictures
         self._metadata = MetadataCatalog.get(dataset_name)
-        self._names = list(self._metadata.stuff_classes)
+        self._names = distinct_names(self._metadata.stuff_classes)
         self._ignore_label = self._metadata.ignore_label
         self._truth_files = {
             record["file_name"]: record["sem_seg_file_name"]

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from pathlib import Path
 
 import open_clip
@@ -9,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from open_clip.tokenizer import SimpleTokenizer
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from freecp_d2.clip import text
@@ -18,6 +20,7 @@ from freecp_d2.clip.text import (
     encode_sentences,
     template_sentences,
 )
+from freecp_d2.data import load_descriptions
 
 SENTENCES = [["a cat.", "a tabby on a mat."], ["a dog."], ["a bird.", "a cat.", "a bird."]]
 
@@ -51,6 +54,12 @@ def encode_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def files(folder: Path) -> list[Path]:
     return sorted(folder.rglob("*"))
+
+
+def test_underscores_are_spaces_in_sentences():
+    under, apart = template_sentences(["hot_dog_", "hot dog"])
+    assert under == apart
+    assert not any("_" in sentence for sentence in under)
 
 
 def test_the_templates_hold_every_name():
@@ -129,7 +138,7 @@ def test_a_long_class_name_is_in_the_message(model, tokenizer):
 
 
 def test_an_entry_without_a_sentence(model, tokenizer):
-    with pytest.raises(ValueError, match="^entry 1 .* no sentence"):
+    with pytest.raises(ValueError, match="^entry 2 .* no sentence"):
         encode_sentences(model, tokenizer, [["a cat"], []])
 
 
@@ -204,13 +213,23 @@ def test_all_that_encode_text_reads_changes_the_key(tokenizer):
     assert len(set(keys)) == len(keys)
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut", "noise", "other"])
+@pytest.mark.parametrize(
+    "damage", ["empty", "cut", "noise", "other", "no checksum", "other features", "other shape"]
+)
 def test_a_damaged_file_is_replaced_and_said(damage, model, tokenizer, tmp_path, caplog):
     features = cached_text_features(model, tokenizer, SENTENCES, tmp_path)
     (path,) = files(tmp_path)
     whole = path.read_bytes()
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
     if damage == "other":
         save_file({"something": torch.ones(1)}, path)
+    elif damage == "no checksum":
+        save_file({"text_features": features}, path)
+    elif damage == "other features":
+        save_file({"text_features": features.flip(0)}, path, metadata)
+    elif damage == "other shape":
+        save_file({"text_features": features.view(4, 6)}, path, metadata)
     else:
         path.write_bytes({"empty": b"", "cut": whole[:-7], "noise": b"\xff" * 99}[damage])
     again = cached_text_features(model, tokenizer, SENTENCES, tmp_path)
@@ -221,30 +240,75 @@ def test_a_damaged_file_is_replaced_and_said(damage, model, tokenizer, tmp_path,
     assert load_file(path)["text_features"].equal(features)
 
 
-def test_a_write_that_fails_leaves_nothing(model, tokenizer, tmp_path, monkeypatch):
-    def full_disk(tensors, path):
-        Path(path).write_bytes(b"half")
-        raise OSError("no space left")
+def test_no_flipped_bit_goes_unseen(model, tokenizer, tmp_path, caplog):
+    features = cached_text_features(model, tokenizer, SENTENCES, tmp_path)
+    (path,) = files(tmp_path)
+    whole = path.read_bytes()
+    for position in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << position % 8
+        path.write_bytes(damaged)
+        assert text._read(path) is None, f"byte {position}"
+    assert len(caplog.records) == len(whole)
+    assert cached_text_features(model, tokenizer, SENTENCES, tmp_path).equal(features)
+    assert path.read_bytes() == whole
 
-    monkeypatch.setattr(text, "save_file", full_disk)
-    with pytest.raises(OSError, match="no space"):
-        cached_text_features(model, tokenizer, SENTENCES, tmp_path)
-    assert files(tmp_path) == []
+
+@pytest.mark.parametrize("where", ["a file", "under a file"])
+def test_an_unwritable_cache_is_said_once(where, model, tokenizer, tmp_path, caplog):
+    folder = tmp_path / "cache"
+    folder.write_text("no folder")
+    cache = folder if where == "a file" else folder / "texts"
+    expected = encode_sentences(model, tokenizer, SENTENCES)
+    for _ in range(2):
+        assert cached_text_features(model, tokenizer, SENTENCES, cache).equal(expected)
+    features = description_features(
+        model, tokenizer, ["cat"], {"cat": SENTENCES[0]}, expected[:1], cache
+    )
+    assert features.equal(expected[:1])
+    (record,) = caplog.records
+    message = record.getMessage()
+    assert record.levelno == logging.WARNING and str(cache) in message and "\n" not in message
+    assert "MODEL.CLIP.TEXT_CACHE" in message
+    assert files(tmp_path) == [folder] and folder.read_text() == "no folder"
+
+
+@pytest.mark.parametrize("call", ["mkdir", "read", "write", "rename"])
+def test_a_disk_error_costs_the_cache_only(call, model, tokenizer, tmp_path, monkeypatch, caplog):
+    def fail(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    owner, name = {
+        "mkdir": (Path, "mkdir"),
+        "read": (text, "safe_open"),
+        "write": (Path, "write_bytes"),
+        "rename": (os, "replace"),
+    }[call]
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, fail)
+        features = cached_text_features(model, tokenizer, SENTENCES, tmp_path / "a")
+    assert features.equal(encode_sentences(model, tokenizer, SENTENCES))
+    (record,) = caplog.records
+    assert "No space left" in record.getMessage()
+    assert not [path for path in files(tmp_path) if path.is_file()]
+    again = cached_text_features(model, tokenizer, SENTENCES, tmp_path / "a")
+    assert again.equal(features) and len([p for p in files(tmp_path) if p.is_file()]) == 1
 
 
 def test_the_file_appears_whole(model, tokenizer, tmp_path, monkeypatch):
     """Another rank writes the same file in the middle of ours."""
     depth = []
+    replace = os.replace
 
-    def slow(tensors, path):
+    def slow(part, path):
         if not depth:
             depth.append(1)
             cached_text_features(model, tokenizer, SENTENCES, tmp_path)
-        assert len([p for p in files(tmp_path) if p.suffix == ".safetensors"]) <= 1
-        save_file(tensors, path)
+        replace(part, path)
 
-    monkeypatch.setattr(text, "save_file", slow)
+    monkeypatch.setattr(os, "replace", slow)
     features = cached_text_features(model, tokenizer, SENTENCES, tmp_path)
+    assert depth
     (path,) = files(tmp_path)
     assert load_file(path)["text_features"].equal(features)
 
@@ -261,6 +325,33 @@ def test_classes_without_descriptions_take_their_templates(model, tokenizer, tmp
     assert templates.equal(kept)
     (record,) = caplog.records
     assert "sky, bird" in record.getMessage() and "\n" not in record.getMessage()
+
+
+def test_a_class_with_an_empty_list_takes_its_templates(model, tokenizer, tmp_path, caplog):
+    path = tmp_path / "d.json"
+    path.write_text('{"sky": ["Blue above the land."], "river": [], "stream": "river"}')
+    names = ["river", "sky", "stream"]
+    templates = encode_sentences(model, tokenizer, [[name] for name in names])
+    descriptions = load_descriptions(path)
+    features = description_features(model, tokenizer, names, descriptions, templates, None)
+    assert features[[0, 2]].equal(templates[[0, 2]])
+    assert features[1:2].equal(encode_sentences(model, tokenizer, [["Blue above the land."]]))
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING and "of river, stream: " in record.getMessage()
+
+
+def test_surrogates_of_a_module_are_encoded(model, tokenizer, tmp_path):
+    path = tmp_path / "d.py"
+    path.write_text(r'D = {"sky": ["Blue \ud83d\ude00."], "sea": ["Lone \ud83d."]}')
+    templates = encode_sentences(model, tokenizer, [["sky"], ["sea"]])
+    descriptions = load_descriptions(path)
+    features = description_features(
+        model, tokenizer, ["sky", "sea"], descriptions, templates, tmp_path / "cache"
+    )
+    assert features.equal(encode_sentences(model, tokenizer, [["Blue 😀."], ["Lone \ufffd."]]))
+    descriptions["sky"][0] *= 9
+    with pytest.raises(ValueError, match="has 29 tokens"):
+        description_features(model, tokenizer, ["sky"], descriptions, templates, None)
 
 
 def test_descriptions_of_all_classes_say_nothing(model, tokenizer, caplog):

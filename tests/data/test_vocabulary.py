@@ -1,6 +1,8 @@
 """Vocabularies and descriptions: what files and metadata give, and what is refused."""
 
 import json
+import os
+import re
 from pathlib import Path
 
 import pytest
@@ -16,22 +18,25 @@ from freecp_d2.data import (
     load_vocabulary,
     normalized_name,
 )
+from freecp_d2.data.benchmarks import BENCHMARKS, KINDS, PROTOCOLS, vocabulary_of
+from freecp_d2.data.benchmarks import DESCRIPTIONS_FILE as BENCHMARK_DESCRIPTIONS
 from freecp_d2.data.scenes import CLASSES, DESCRIPTIONS, DESCRIPTIONS_FILE
+from freecp_d2.data.vocabulary import in_words
 
 names = (
-    st.text(st.characters(exclude_categories=("Cs", "Cc"), exclude_characters=","), min_size=1)
+    st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1)
     .map(str.strip)
-    .filter(lambda name: name and not name.startswith("\ufeff"))
+    .filter(in_words)
 )
 
 
 @st.composite
 def vocabularies(draw: st.DrawFn) -> Vocabulary:
-    every = draw(st.lists(names, unique=True, min_size=1, max_size=12))
+    every = draw(st.lists(names, unique_by=in_words, min_size=1, max_size=12))
     first = draw(st.lists(st.integers(0, len(every)), max_size=4))
     bounds = [0, *sorted(set(first) - {0, len(every)}), len(every)]
     classes = tuple(tuple(every[a:b]) for a, b in zip(bounds, bounds[1:], strict=False))
-    return Vocabulary(classes, tuple(draw(st.lists(names, unique=True, max_size=3))))
+    return Vocabulary(classes, tuple(draw(st.lists(names, unique_by=in_words, max_size=3))))
 
 
 @settings(deadline=None)
@@ -58,7 +63,8 @@ def test_json_round_trip(tmp_path_factory, vocabulary, ascii_only):
 @given(vocabularies(), st.sampled_from(["\n", "\r\n", "\n\n", "\n  \n"]), st.booleans())
 def test_text_round_trip(tmp_path_factory, vocabulary, newline, marked):
     path = tmp_path_factory.mktemp("text") / "v.txt"
-    text = newline.join(" , ".join(names) for names in vocabulary.classes) + newline
+    quoted = [['"' + name.replace('"', '""') + '"' for name in own] for own in vocabulary.classes]
+    text = newline.join(" , ".join(names) for names in quoted) + newline
     path.write_bytes(text.encode("utf-8-sig" if marked else "utf-8"))
     assert load_vocabulary(path) == Vocabulary(vocabulary.classes)
 
@@ -79,10 +85,13 @@ def test_names_are_classes():
     ("classes", "background", "said"),
     [
         ((), (), "vocabulary is empty"),
-        ((("cat",), ()), (), "class 1 has no names"),
-        ((("cat", " "),), (), "class 0 has an empty name"),
-        ((("cat",), ("dog", "cat")), (), "class 1 has the name 'cat' of class 0"),
-        ((("cat", "cat"),), (), "class 0 has the name 'cat' of class 0"),
+        ((("cat",), ()), (), "class 2 has no names"),
+        ((("cat", " "),), (), "class 1 has an empty name"),
+        ((("cat", "__ _"),), (), "class 1 has an empty name"),
+        ((("cat",), ("dog", "cat")), (), "class 2 has the name 'cat' of class 1"),
+        ((("cat", "cat"),), (), "class 1 has the name 'cat' of class 1"),
+        ((("hot dog",), ("hot_dog",)), (), "'hot_dog' .to CLIP the same as 'hot dog'. of class 1"),
+        ((("cat",),), ("hot dog", "hot_dog"), "background has the name 'hot_dog' twice"),
         ((("cat",),), ("sky", "sky"), "background has the name 'sky' twice"),
         ((("cat",),), ("",), "background has an empty name"),
     ],
@@ -106,11 +115,12 @@ def test_what_is_no_vocabulary(classes, background, said):
         ("v.json", b"[]", "is empty"),
         ("v.json", b"3", "must be a list"),
         ("v.json", b'"cat"', "must be a list"),
-        ("v.json", b'["cat", 3]', "entry 1 must be a list of names, not 3"),
-        ("v.json", b'["cat", ["dog", null]]', "entry 1 must be a list of names"),
-        ("v.json", b'["cat", []]', "entry 1 has no names"),
-        ("v.json", b'["cat", ""]', "entry 1 has an empty name"),
-        ("v.json", b'["cat", ["dog", " cat"]]', "entry 1 has the name 'cat' of entry 0"),
+        ("v.json", b'["cat", 3]', "entry 2 must be a list of names, not 3"),
+        ("v.json", b'["cat", ["dog", null]]', "entry 2 must be a list of names"),
+        ("v.json", b'["cat", []]', "entry 2 has no names"),
+        ("v.json", b'["cat", ""]', "entry 2 has an empty name"),
+        ("v.json", b'["cat", ["dog", " cat"]]', "entry 2 has the name 'cat' of entry 1"),
+        ("v.json", b"[" * 100_000, "nested too deeply"),
         ("v.json", b'{"background": ["sky"]}', "\"classes\".*it has 'background'"),
         ("v.json", b'{"classes": ["cat"], "class": []}', "no other"),
         ("v.json", b'{"classes": ["cat"], "classes": ["dog"]}', "key 'classes' is there twice"),
@@ -124,6 +134,124 @@ def test_a_bad_file_is_named_and_where(file, content, said, tmp_path):
     with pytest.raises(ValueError, match=said) as caught:
         load_vocabulary(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "classes", "background", "said"),
+    [
+        (
+            "sky, wall, tree\nship\ntable\n",
+            ["ship", "table"],
+            ["sky", "wall", "tree"],
+            "line 1 has",
+        ),
+        ("\nSky,Rail,sands\ncat,puss\n", [["cat", "puss"]], ["Sky", "Rail", "sands"], "line 2 has"),
+        ("background\ncat\ndog", ["cat", "dog"], ["background"], "names of the background"),
+        ("Background , sky, lawn\ncat", ["cat"], ["Background", "sky", "lawn"], "the background"),
+        ("sky, cloud\nroad", [["sky", "cloud"], "road"], [], None),
+        ("road\nsky, wall, tree", ["road", ["sky", "wall", "tree"]], [], None),
+        ("background", ["background"], [], None),
+        ('"background"\ncat', ["background", "cat"], [], None),
+        ('"sky", wall, tree\ncat, puss', [["sky", "wall", "tree"], ["cat", "puss"]], [], None),
+        ("sofa, couch, settee\ncat", [["sofa", "couch", "settee"], "cat"], [], 'put "background"'),
+        ("cat, dog, sky", [["cat", "dog", "sky"]], [], "one class of 3 names"),
+        (
+            "0:invalid_class_id\n1:person,child\n2: bike",
+            [["person", "child"], "bike"],
+            [],
+            "numbers",
+        ),
+        (
+            "1:cat,cats,cat\n\n7 : dog\n12:dog",
+            [["cat", "cats"], "dog", "dog"],
+            [],
+            "'dog' .classes",
+        ),
+        ("0:background,bag,bush,bag\n1:cat", ["cat"], ["background", "bag", "bush"], "background"),
+        ('"2:1"\ncat', ["2:1", "cat"], [], None),
+        ("cat, puss; dog, hound", [["cat", "puss"], ["dog", "hound"]], [], "separate 2 classes"),
+        ("cat;dog;\n", ["cat", "dog"], [], "separate 2 classes"),
+        ("background; cat; dog", ["cat", "dog"], ["background"], "separate 3 classes"),
+        ('"cat; puss"; dog', ["cat; puss", "dog"], [], "separate 2 classes"),
+        ("cat;\ndog;\n", ["cat", "dog"], [], None),
+        ('"desk, wooden", bureau\ncat', [["desk, wooden", "bureau"], "cat"], [], None),
+        ('"desk, wooden" , bureau\ncat', [["desk, wooden", "bureau"], "cat"], [], None),
+        ('a ""big"" cat, 12" pipe\ndog', [['a ""big"" cat', '12" pipe'], "dog"], [], None),
+        ('"a ""big"" cat"\n"- dog"\n"names:"', ['a "big" cat', "- dog", "names:"], [], None),
+        ("traffic_light\ntv/monitor", ["traffic_light", "tv/monitor"], [], None),
+    ],
+)
+def test_class_files_of_other_projects(text, classes, background, said, tmp_path, caplog):
+    path = tmp_path / "v.txt"
+    path.write_text(text)
+    vocabulary = load_vocabulary(path)
+    expected = tuple((c,) if isinstance(c, str) else tuple(c) for c in classes)
+    assert (vocabulary.classes, list(vocabulary.background)) == (expected, background)
+    messages = [record.getMessage() for record in caplog.records]
+    if said is None:
+        assert not messages
+    else:
+        (message,) = messages
+        assert str(path) in message and "\n" not in message
+        assert re.search(said, message)
+
+
+def test_the_first_line_of_published_lists_is_the_background(tmp_path):
+    for name in ("voc21", "coco_object", "pcontext60"):
+        for kind in ("published", *PROTOCOLS):
+            vocabulary = vocabulary_of(BENCHMARKS[name], kind)
+            lines = [", ".join(own) for own in (vocabulary.background, *vocabulary.classes)]
+            path = tmp_path / "v.txt"
+            path.write_text("\n".join(lines))
+            assert load_vocabulary(path) == vocabulary
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        ("v.yaml", "cat\n", r"files of \.yaml are not read"),
+        ("v.YML", "cat\n", r"files of \.YML are not read"),
+        ("v.py", "cat\n", r"files of \.py are not read"),
+        ("v.txt", "- cat\n- dog\n", "line 1 looks like YAML"),
+        ("v.txt", "---\ncat\n", "line 1 looks like YAML"),
+        ("v", "classes:\n  - cat\n", "line 1 looks like YAML"),
+        ("v.txt", "nc: 2\nnames: [cat, dog]\n", "line 1 looks like YAML"),
+        ("v.txt", "names:\n  0: cat\n  1: dog\n", "line 1 looks like YAML"),
+        ("v.txt", '["cat", "dog"]\n', "looks like JSON; call it .json"),
+        ("v.txt", '{\n "classes": ["cat"]\n}\n', "looks like JSON"),
+        ("v.txt", "clases.txt\n", "'clases.txt' looks like the path of a file"),
+        ("v.json", '["../my/clases"]', "'../my/clases' looks like the path of a file"),
+        ("v.txt", "0:cat\ndog\n", "line 2 has no number .* line 1 has"),
+        ("v.txt", "0:cat\n2:dog\n1:cow\n", "line 3 has the number 1 after 2"),
+        ("v.txt", "0:cat\n0:dog\n", "line 2 has the number 0 after 0"),
+        ("v.txt", "0:invalid_class_id\n", "is empty"),
+        ("v.txt", "0:\n1:cat\n", "line 1 has an empty name"),
+        ("v.txt", "building;edifice\nsky\n", "line 1 has a semicolon"),
+        ("v.txt", 'cat\n"desk, wooden\n', "line 2 has a name that begins with a quote"),
+        ("v.txt", '"desk, wooden" one\ncat', "line 1 has a name that begins with a quote"),
+        ("v.txt", "hot_dog\nhot dog", "line 2 .* the same as 'hot_dog'. of line 1"),
+    ],
+)
+def test_files_of_another_kind_are_refused(file, text, said, tmp_path):
+    path = tmp_path / file
+    path.write_text(text)
+    with pytest.raises(ValueError, match=said) as caught:
+        load_vocabulary(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["clases.txt", "./clases", "/data/names", "~/names", "C:\\names", "s3://b/n", "my.json"]
+)
+def test_one_class_that_looks_like_a_path_is_refused(name):
+    with pytest.raises(ValueError, match="looks like the path of a file"):
+        Vocabulary.from_names([name])
+    assert Vocabulary.from_names([name, "cat"]).queries == (name, "cat")
+
+
+@pytest.mark.parametrize("name", ["tv/monitor", "St. Bernard", "and/or", "a cat.", "no.5", "cat"])
+def test_one_class_with_marks_is_a_class(name):
+    assert Vocabulary.from_names([name]).queries == (name,)
 
 
 @pytest.mark.parametrize("load", [load_vocabulary, load_descriptions])
@@ -146,12 +274,11 @@ def test_descriptions_are_read(tmp_path):
         (b"\xff", "not UTF-8"),
         (b"{}", "one class or more"),
         (b'["cat"]', "must be an object"),
-        (b'{"cat": 3}', "'cat' must have a list of one sentence or more, or another"),
+        (b'{"cat": 3}', "'cat' must have a list of sentences, or another"),
         (b'{"cat": "It purrs."}', "'cat' refers to 'It purrs.', which has no sentences"),
         (b'{"cat": "cat"}', "'cat' refers to 'cat', which has no sentences"),
         (b'{"cat": "puss", "puss": "tom", "tom": ["a"]}', "'cat' refers to 'puss', which has no"),
         (b'{"hot dog": ["a"], "hotdog": ["b"]}', "'hotdog' and 'hot dog' are the same name"),
-        (b'{"cat": []}', "'cat' must have a list of one"),
         (b'{"cat": ["It purrs.", 3]}', "'cat' has a sentence"),
         (b'{"cat": ["It purrs.", " "]}', "'cat' has a sentence"),
         (b'{"cat": ["a"], "cat": ["b"]}', "'cat' is there twice"),
@@ -228,7 +355,8 @@ def test_a_data_set_brings_its_vocabulary():
     ("fields", "said"),
     [
         ({}, "'pets' has no stuff_classes and no vocabulary"),
-        ({"stuff_classes": ["cat", "cat"]}, "'pets': entry 1 has the name 'cat'"),
+        ({"vocabulary": ["cat", "cat"]}, "'pets': entry 2 has the name 'cat' of entry 1"),
+        ({"stuff_classes": ["cat", "_"]}, "'pets': entry 2 has an empty name"),
         ({"stuff_classes": []}, "'pets': the vocabulary is empty"),
         ({"vocabulary": 3}, "'pets': the classes must be a list"),
     ],
@@ -236,6 +364,148 @@ def test_a_data_set_brings_its_vocabulary():
 def test_a_data_set_without_a_vocabulary_is_named(fields, said):
     with pytest.raises(ValueError, match=said):
         dataset_vocabulary(Metadata(name="pets", **fields))
+
+
+def test_a_data_set_may_have_a_class_twice(caplog):
+    """As LVIS and ADE20K-847 do."""
+    classes = ["screen", "bag", "hot_dog", "bag", "hot dog", "bag"]
+    vocabulary = dataset_vocabulary(Metadata(name="pets", stuff_classes=classes))
+    assert vocabulary.queries == tuple(classes)
+    assert vocabulary.query_class == (0, 1, 2, 3, 4, 5)
+    (record,) = caplog.records
+    assert "'pets'" in record.getMessage()
+    assert "'bag' (classes 2, 4, 6), 'hot dog' (classes 3, 5)" in record.getMessage()
+
+
+def test_a_data_set_without_repeats_says_nothing(caplog):
+    dataset_vocabulary(Metadata(name="pets", stuff_classes=["cat", "dog"]))
+    assert not caplog.records
+
+
+MODULE = '''"""Sentences."""  # by a language model
+
+VOC = {
+    "sky": ["It is blue \\ud83d\\ude00.", "Lone \\ud83d here.", "Half \\ude00."],
+    'ship': ("It " "floats.",),  # a comment
+    "vessel": "ship",
+    "person in shirt jeans dress sweater skirt jacket": [],
+}
+'''
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        MODULE,
+        MODULE.replace("VOC = ", ""),
+        MODULE.replace("VOC =", "VOC: dict ="),
+        MODULE[MODULE.index("VOC") :],
+    ],
+)
+def test_python_modules_of_one_dict_load(module, tmp_path):
+    path = tmp_path / "voc21.py"
+    path.write_text(module, encoding="utf-8")
+    descriptions = load_descriptions(path)
+    assert descriptions == {
+        "sky": ["It is blue 😀.", "Lone \ufffd here.", "Half \ufffd."],
+        "ship": ["It floats."],
+        "vessel": ["It floats."],
+        "person in shirt jeans dress sweater skirt jacket": [],
+    }
+    assert descriptions["vessel"] is descriptions["ship"]
+
+
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [
+        ("", "it has 0 dict literals"),
+        ('"""Only this."""', "it has 0 dict literals"),
+        ('A = {"cat": ["a"]}\nB = {"dog": ["b"]}', "it has 2 dict literals"),
+        ('A = {"cat": ["a"]}\nprint(A)', "line 2 is no dict literal"),
+        ("import os", "line 1 is no dict literal"),
+        ('A = dict(cat=["a"])', "line 1 is no dict literal"),
+        ('A = {"cat": ["a"]}\nA |= {"dog": ["b"]}', "line 2 is no dict literal"),
+        ("A = ['cat']", "line 1 is no dict literal"),
+        ('A = {"cat": [f"{1}"]}', "its dict is no literal"),
+        ('A = {"cat": ["a" * 9]}', "its dict is no literal"),
+        ('A = {"cat": [name for name in "ab"]}', "its dict is no literal"),
+        ('A = {**{"cat": ["a"]}}', "a key that is no plain text"),
+        ('A = {1: ["a"]}', "a key that is no plain text"),
+        ('A = {("cat",): ["a"]}', "a key that is no plain text"),
+        ('A = {"cat": ["a"], "cat": ["b"]}', "'cat' is there twice"),
+        ('A = {"cat": {"a"}}', "'cat' must have a list"),
+        ('A = {"cat": [b"a"]}', "'cat' has a sentence"),
+        ('A = {"cat": ["a"', "it is not Python"),
+        ("A = {}", "one class or more"),
+        ("A = " + "[" * 5000, "it is not Python"),
+        ('A = {"cat": ' + "-" * 50_000 + "1}", "it is not Python|is no literal"),
+        ("\0", "it is not Python"),
+    ],
+)
+def test_other_modules_are_refused(module, said, tmp_path):
+    path = tmp_path / "d.py"
+    path.write_text(module)
+    with pytest.raises(ValueError, match=said) as caught:
+        load_descriptions(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "open({0!r}, 'w')",
+        "A = {{'cat': [open({0!r}, 'w')]}}",
+        "A = {{open({0!r}, 'w'): ['a']}}",
+        "A = {{'cat': ['a']}}\nopen({0!r}, 'w')",
+        "A: open({0!r}, 'w') = {{'cat': ['a']}}",
+        "A[open({0!r}, 'w')] = {{'cat': ['a']}}",
+        "@open({0!r}, 'w')\ndef f(): pass",
+    ],
+)
+def test_nothing_of_a_module_is_run(module, tmp_path):
+    target, path = tmp_path / "written", tmp_path / "d.py"
+    path.write_text(module.format(str(target)))
+    try:
+        load_descriptions(path)
+    except ValueError as error:
+        assert str(path) in str(error)
+    assert os.listdir(tmp_path) == ["d.py"]
+
+
+def test_half_a_surrogate_pair_in_json(tmp_path):
+    path = tmp_path / "d.json"
+    path.write_text(r'{"cat\ud83d": ["Half \ude00 of \ud83d\ude00."], "dog": "cat\ud83d"}')
+    expected = ["Half \ufffd of 😀."]
+    assert load_descriptions(path) == {"cat\ufffd": expected, "dog": expected}
+    path.write_text(r'["cat\ud83d", "dog"]')
+    assert load_vocabulary(path).queries == ("cat\ufffd", "dog")
+
+
+def test_an_empty_list_is_no_description(tmp_path):
+    path = tmp_path / "d.json"
+    path.write_text('{"sky": ["Blue."], "river": [], "stream": "river"}')
+    descriptions = load_descriptions(path)
+    assert descriptions == {"sky": ["Blue."], "river": [], "stream": []}
+    assert describe(descriptions, "river") is describe(descriptions, "stream") is None
+
+
+def test_ours_describe_every_name_of_the_benchmarks():
+    descriptions = load_descriptions(BENCHMARK_DESCRIPTIONS)
+    for benchmark in BENCHMARKS.values():
+        for kind in (*KINDS, *PROTOCOLS):
+            for names in vocabulary_of(benchmark, kind).classes:
+                for name in names:
+                    assert describe(descriptions, name), f"{kind}/{benchmark.name}: {name}"
+    person = "person in shirt jeans dress sweater skirt jacket"
+    for name in ("person", person, f"{person} body", "person in skirt", "body"):
+        assert descriptions[name] is descriptions["person"]
+    assert descriptions["television monitor screen"] is descriptions["tv"]
+
+
+def test_underscores_are_spaces():
+    assert in_words("traffic_light") == in_words(" traffic  light_") == "traffic light"
+    assert in_words("T-shirt") == "T-shirt" and in_words("__") == ""
+    assert Vocabulary.from_names(["traffic_light", "x"]).queries == ("traffic_light", "x")
 
 
 def test_scenes_are_registered():

@@ -171,6 +171,19 @@ def test_purification_by_hand(register, tmp_path, background):
     assert next(iter(pairs)) == ("b", "e")
 
 
+def test_a_class_twice_has_two_figures(register, tmp_path):
+    """As in LVIS and ADE20K-847; figures are kept by name."""
+    truth = np.array([[0, 1, 2, 2]])
+    name = register(tmp_path, [truth], stuff_classes=["bag", "cat", "bag", "bag (2)", "bag"])
+    found = run_maps(name, [np.array([[0, 1, 0, 2]])], output_dir=tmp_path / "out")
+    assert (found["IoU-bag"], found["IoU-cat"], found["IoU-bag (2)"]) == (50, 100, 50)
+    assert found["mIoU"] == pytest.approx(200 / 3)
+    classes = json.loads((tmp_path / "out" / "results.json").read_text())["classes"]
+    names = [entry["name"] for entry in classes]
+    assert names == ["bag", "cat", "bag (2)", "bag (2) (2)", "bag (3)"]
+    assert [entry["IoU"] for entry in classes] == [50, 100, 50, None, None]
+
+
 def test_outputs_without_kept_classes_have_no_purification(register, tmp_path):
     truth = np.zeros((2, 2), int)
     name = register(tmp_path, [truth])

@@ -180,7 +180,7 @@ def test_video(tmp_path, scene, suffix, capsys):
         (("--input", "nowhere.png"), "--input nowhere.png: no such file"),
         (("--input", "EMPTY"), "no image in this folder"),
         (("--input", "IMAGE", "--vocabulary", ""), "the vocabulary is empty"),
-        (("--input", "IMAGE", "--vocabulary", "sky,road,sky"), "'sky' of class 0"),
+        (("--input", "IMAGE", "--vocabulary", "sky,road,sky"), "'sky' of class 1"),
         (("--input", "IMAGE", "--vocabulary", "word " * 90), "CLIP's context holds"),
         (("--input", "IMAGE", "--vocabulary", "words.txt"), "'words.txt': there is no such file"),
         (("--input", "IMAGE", "--opts", "MODEL.NOTHING", "1"), "MODEL.NOTHING"),
