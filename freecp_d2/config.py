@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import torch
 from detectron2.config import CfgNode, get_cfg
 
+from .data.benchmarks.protocols import with_protocol
+
 log = logging.getLogger(__name__)
 
 
@@ -27,6 +29,11 @@ def add_freecp_config(cfg: CfgNode) -> None:
     clip.PRETRAINED = "openai"
     # maskclip, sclip, clearclip, naclip, gem or vanilla.
     clip.METHOD = "clearclip"
+    # How the last block ends: "projection" (of the attention's output, nothing else), "mlp" (then
+    # the MLP with its residual), "residual" (as trained: the block's input is added, then the MLP).
+    # "": as METHOD.md section 1 says, "projection" for clearclip and naclip, "mlp" for maskclip,
+    # sclip and vanilla. GEM has no such choice.
+    clip.LAST_BLOCK = ""
     # fp32, fp16, bf16, or auto: fp16 on CUDA and fp32 elsewhere.
     clip.PRECISION = "auto"
     # How many of the last blocks GEM's second stream spans, plus one (METHOD.md section 1).
@@ -39,21 +46,28 @@ def add_freecp_config(cfg: CfgNode) -> None:
     clip.TEXT_CACHE = "output/text_features"
 
     freecp = cfg.MODEL.FREECP = CfgNode()
-    # False: the base method alone, computed as its authors do (METHOD.md section 8).
+    # False: the base method alone (METHOD.md section 8).
     freecp.ENABLED = True
+    # How the base method alone is run. "same": with the resize, windows and words that FreeCP would
+    # have. "paper": by the protocol of its own authors on the benchmark of DATASETS.TEST, or by
+    # their defaults on another data set; that sets INPUT.MIN_SIZE_TEST, WINDOW, STRIDE, an empty
+    # VOCABULARY and an empty MODEL.CLIP.LAST_BLOCK (freecp_d2.data.benchmarks.protocols). With
+    # FreeCP enabled it means nothing.
+    freecp.PROTOCOL = "same"
     # Side of the square windows in pixels of the resized image. 0: the whole image at once.
     freecp.WINDOW = 384
-    # Pixels from one window to the next. 0: the whole image at once.
+    # Pixels from one window to the next, at most WINDOW. 0: the whole image at once.
     freecp.STRIDE = 112
-    # The same for the base method alone, where its authors use others. -1: as WINDOW and STRIDE.
-    freecp.BASE_WINDOW = -1
-    freecp.BASE_STRIDE = -1
     # How many windows, and how many crops of the ambiguity stage, go through CLIP at once.
     freecp.BATCH_SIZE = 16
     freecp.CROP_BATCH_SIZE = 64
     # False switches a stage off.
     freecp.REDUNDANCY = True
     freecp.AMBIGUITY = True
+    # Consistency as the published code computes it ("code"), or as a true IoU, which the paper is
+    # said to write ("paper", METHOD.md section 5). It is up to twice as large, and wants another
+    # threshold.
+    freecp.CONSISTENCY = "code"
     # Classes whose consistency is not above this are removed.
     freecp.REDUNDANCY_THRESHOLD = 0.05
     # Classes whose refined maps have at least this soft IoU compete for their place.
@@ -65,12 +79,16 @@ def add_freecp_config(cfg: CfgNode) -> None:
     freecp.DESCRIPTIONS = ""
     # A file of class names (see freecp_d2.data.load_vocabulary) in place of the data set's own.
     freecp.VOCABULARY = ""
-    # The base method alone, with a scored background: pixels whose best probability is below this.
+    # The base method alone under PROTOCOL "same", with a scored background: pixels whose best
+    # probability is below this are background.
     freecp.BACKGROUND_THRESHOLD = 0.5
 
 
 def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     """The frozen config of a command line; without a CUDA device, "cuda" becomes "cpu" and is said.
+
+    The protocol of a base method alone is written into it
+    (:func:`freecp_d2.data.benchmarks.protocols.with_protocol`).
 
     Args:
         opts: KEY VALUE pairs that override the file.
@@ -83,4 +101,4 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
         log.warning("No CUDA device found: MODEL.DEVICE is cpu")
         cfg.MODEL.DEVICE = "cpu"
     cfg.freeze()
-    return cfg
+    return with_protocol(cfg)

@@ -1,5 +1,6 @@
 """FreeCP as a Detectron2 meta-architecture: windows, merging, Detectron2's input and output."""
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,15 +18,16 @@ from torch import Tensor, nn
 from .clip import DenseCLIP, DenseFeatures, Tokenizer, load_clip
 from .clip.text import cached_text_features, description_features, template_sentences
 from .data import Vocabulary, dataset_vocabulary, load_descriptions, load_vocabulary
+from .data.benchmarks.protocols import SAME, BaseProtocol, base_protocol, with_protocol
 from .purification import NonFiniteInput, PurificationHead
 from .purification.stages import to_device, to_host
+from .scores import base_scores, class_scores
 from .sliding_window import Window, WindowMean, patch_padding, upsample, windows_of
 from .timing import StageTimer
 
 T = TypeVar("T")
 
-BASE_TEMPERATURE = 50.0
-"""What a base method alone multiplies cosine similarities by (METHOD.md step 8)."""
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,8 @@ class FreeCP(nn.Module):
         head: the purification; None: the base method alone (METHOD.md step 8).
         window, stride: in pixels. Either 0: the whole image at once.
         batch_size: how many windows go through CLIP at once.
-        background_threshold: see MODEL.FREECP.BACKGROUND_THRESHOLD.
+        protocol: how the base method alone is run. Its short side, window, stride and words are not
+            read here; see MODEL.FREECP.PROTOCOL.
         pixel_mean, pixel_std: of RGB, 0-255.
         input_format: channel order of the images, RGB or BGR.
 
@@ -97,7 +100,7 @@ class FreeCP(nn.Module):
         window: int,
         stride: int,
         batch_size: int,
-        background_threshold: float,
+        protocol: BaseProtocol = SAME,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
         input_format: str,
@@ -112,6 +115,11 @@ class FreeCP(nn.Module):
         ):
             if value < least:
                 raise ValueError(f"MODEL.FREECP.{key} is {value}; it must be at least {least}")
+        if window and stride > window:
+            raise ValueError(
+                f"MODEL.FREECP.STRIDE is {stride} and WINDOW {window}: pixels between the windows "
+                "would never be seen; choose a stride of at most the window"
+            )
         self.encoder = encoder
         self.tokenizer = tokenizer
         self.text_cache = text_cache
@@ -119,12 +127,14 @@ class FreeCP(nn.Module):
         self.window = window
         self.stride = stride
         self.batch_size = batch_size
-        self.background_threshold = background_threshold
+        self.protocol = protocol
         self.input_format = input_format
         self.output: Literal["sem_seg", "label_map"] = "sem_seg"
         self.timer = StageTimer()
+        device = encoder.model.logit_scale.device
         for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
-            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
+            buffer = torch.tensor(values, device=device).view(3, 1, 1)
+            self.register_buffer(name, buffer, persistent=False)
         for name in ("text", "descriptions", "query_class"):
             self.register_buffer(name, None, persistent=False)
         self.set_vocabulary(vocabulary, descriptions)
@@ -136,24 +146,24 @@ class FreeCP(nn.Module):
         Args:
             vocabulary: in place of the config's.
         """
+        protocol, cfg = base_protocol(cfg), with_protocol(cfg)
         freecp = cfg.MODEL.FREECP
         vocabulary = vocabulary or configured_vocabulary(cfg)
         descriptions = load_descriptions(freecp.DESCRIPTIONS) if freecp.DESCRIPTIONS else {}
         encoder, tokenizer = cls.build_encoder(cfg)
         head = None
-        window, stride = freecp.WINDOW, freecp.STRIDE
         if freecp.ENABLED:
             head = PurificationHead(
                 freecp.REDUNDANCY_THRESHOLD,
                 freecp.AMBIGUITY_THRESHOLD,
                 redundancy=freecp.REDUNDANCY,
                 ambiguity=freecp.AMBIGUITY,
+                consistency=freecp.CONSISTENCY,
                 box_full_extent=freecp.BOX_FULL_EXTENT,
                 crop_batch_size=freecp.CROP_BATCH_SIZE,
             )
-        else:
-            window = window if freecp.BASE_WINDOW < 0 else freecp.BASE_WINDOW
-            stride = stride if freecp.BASE_STRIDE < 0 else freecp.BASE_STRIDE
+        elif protocol.authors != SAME.authors:
+            log.info("MODEL.FREECP.PROTOCOL paper: %s", protocol)
         return {
             "encoder": encoder,
             "tokenizer": tokenizer,
@@ -161,10 +171,10 @@ class FreeCP(nn.Module):
             "descriptions": descriptions,
             "text_cache": cfg.MODEL.CLIP.TEXT_CACHE or None,
             "head": head,
-            "window": window,
-            "stride": stride,
+            "window": freecp.WINDOW,
+            "stride": freecp.STRIDE,
             "batch_size": freecp.BATCH_SIZE,
-            "background_threshold": freecp.BACKGROUND_THRESHOLD,
+            "protocol": protocol,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "input_format": cfg.INPUT.FORMAT,
@@ -181,6 +191,7 @@ class FreeCP(nn.Module):
             gem_depth=clip.GEM_DEPTH,
             gem_head_average=clip.GEM_HEAD_AVERAGE,
             gaussian_std=clip.GAUSSIAN_STD,
+            last_block=clip.LAST_BLOCK,
         )
         return encoder, tokenizer
 
@@ -440,19 +451,25 @@ class FreeCP(nn.Module):
         Channels without a map are zero, and so is the background's, where there is one.
         """
         background = int(self.vocabulary.num_background > 0)
-        count = background + len(self.vocabulary.classes)
-        channels = (background + classes)[:, None, None].expand_as(maps)
-        return maps.new_zeros(count, *maps.shape[1:]).scatter_reduce_(0, channels, maps, "amax")
+        return class_scores(maps, background + classes, background + len(self.vocabulary.classes))
 
     def _base_method(self, inputs: list[dict]) -> list[dict]:
         """METHOD.md step 8."""
         images = [self._normalize(x) for x in inputs]
-        merged = [WindowMean(len(self.text), image.shape[1:], image) for image in images]
+        whole = not (self.window and self.stride)
+        at_once = whole and self.protocol.whole_image_at_once
+        pad = self.protocol.partial_patches == "pad" and not at_once
+        merged: list[WindowMean | Tensor] = [
+            image if at_once else WindowMean(len(self.text), image.shape[1:], image)
+            for image in images
+        ]
         everything = torch.arange(len(self.text), device=self.device)
         for windows, pixels in self._windows(images):
             height, width = windows[0].size
-            padding = patch_padding((height, width), self.encoder.patch_size)
-            pixels = F.pad(pixels, padding)
+            padding = (0, 0, 0, 0)
+            if pad:
+                padding = patch_padding((height, width), self.encoder.patch_size)
+                pixels = F.pad(pixels, padding)
             patches, grid = self._timed_encoder(self.encoder.encode_patches, pixels)
             finite = patches.isfinite().flatten(1).all(dim=1).tolist()
             if not all(finite):
@@ -462,32 +479,48 @@ class FreeCP(nn.Module):
                     "the weights (MODEL.CLIP.PRETRAINED), or use MODEL.CLIP.PRECISION fp32"
                 )
             with self.timer.stage("merge", self.device):
-                similarity = (patches @ self.text.T).transpose(1, 2).unflatten(2, grid)
-                similarity = upsample(similarity, pixels.shape[2:])
+                with torch.autocast(self.device.type, enabled=False):
+                    similarity = (patches @ self.text.T).transpose(1, 2).unflatten(2, grid)
                 left, _, top, _ = padding
-                similarity = similarity[:, :, top : top + height, left : left + width]
                 for window, maps in zip(windows, similarity, strict=True):
-                    merged[window.image].add(window, maps, everything)
-        results = []
+                    total = merged[window.image]
+                    if isinstance(total, WindowMean):
+                        maps = upsample(maps, pixels.shape[2:])
+                        maps = maps[:, top : top + height, left : left + width]
+                        total.add(window, maps, everything)
+                    else:
+                        merged[window.image] = maps
         with self.timer.stage("merge", self.device):
-            for total, x in zip(merged, inputs, strict=True):
-                sem_seg = self._base_scores(upsample(total.mean(), _output_size(x)))
-                if self.output == "label_map":
-                    scores = sem_seg.amax(dim=(1, 2))
-                    results.append({"label_map": sem_seg.argmax(dim=0), "scores": scores})
-                else:
-                    results.append({"sem_seg": sem_seg})
-        return results
+            return [
+                self._base_result(
+                    total.mean() if isinstance(total, WindowMean) else total, image, _output_size(x)
+                )
+                for total, image, x in zip(merged, images, inputs, strict=True)
+            ]
 
-    def _base_scores(self, similarity: Tensor) -> Tensor:
-        """(K, H, W) scores from cosine similarities (Q, H, W)."""
-        probabilities = (BASE_TEMPERATURE * similarity).softmax(dim=0)
-        num_background = self.vocabulary.num_background
-        sem_seg = self._by_class(probabilities[num_background:], self.query_class)
-        if num_background:
-            sem_seg[0] = probabilities[:num_background].amax(dim=0)
-            sem_seg[0].masked_fill_(sem_seg.amax(dim=0) < self.background_threshold, 1.0)
-        return sem_seg
+    def _base_result(
+        self, similarity: Tensor, image: Tensor, size: tuple[int, int]
+    ) -> dict[str, Tensor]:
+        """An image's result from the cosine similarities (Q, h, w) of all queries."""
+        background = self.vocabulary.num_background
+        channels, count = self.query_class, len(self.vocabulary.classes)
+        if background:
+            channels = torch.cat([channels.new_zeros(background), channels + 1])
+            count += 1
+        sem_seg = None
+        if self.output == "sem_seg":
+            sem_seg = similarity.new_empty(count, *size)
+        labels = channels.new_empty(size)
+        best = similarity.new_zeros(count)
+        for rows, scores in base_scores(
+            similarity, image, channels, count, size, self.protocol, background > 0
+        ):
+            if sem_seg is not None:
+                sem_seg[:, rows] = scores
+            else:
+                labels[rows] = scores.argmax(dim=0)
+                best = best.maximum(scores.amax(dim=(1, 2)))
+        return {"label_map": labels, "scores": best} if sem_seg is None else {"sem_seg": sem_seg}
 
 
 def configured_vocabulary(cfg: CfgNode) -> Vocabulary:

@@ -164,7 +164,6 @@ class FreeCPPredictor:
         self._model.output = "label_map"
         self._mapper = InferenceMapper(cfg)
         self._lock = threading.RLock()
-        self._windows = self._model.window, self._model.stride
         self.purifies: bool = cfg.MODEL.FREECP.ENABLED
 
     @property
@@ -172,12 +171,8 @@ class FreeCPPredictor:
         """The base method without FreeCP, by the same CLIP in memory; itself where it is one."""
         if not self.purifies:
             return self
-        base, freecp = copy.copy(self), self.cfg.MODEL.FREECP
+        base = copy.copy(self)
         base.purifies = False
-        base._windows = (
-            freecp.WINDOW if freecp.BASE_WINDOW < 0 else freecp.BASE_WINDOW,
-            freecp.STRIDE if freecp.BASE_STRIDE < 0 else freecp.BASE_STRIDE,
-        )
         return base
 
     @overload
@@ -374,7 +369,6 @@ class FreeCPPredictor:
             model, head = self._model, self._model.head
             model.set_vocabulary(words, self._descriptions)
             try:
-                model.window, model.stride = self._windows
                 model.head = head if self.purifies else None
                 yield model
             finally:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -74,3 +75,15 @@ def upsample(maps: Tensor, size: Sequence[int]) -> Tensor:
     batched = maps if maps.ndim == 4 else maps[None]
     batched = F.interpolate(batched, tuple(size), mode="bilinear", align_corners=False)
     return batched if maps.ndim == 4 else batched[0]
+
+
+def upsample_rows(maps: Tensor, size: Sequence[int], rows: slice) -> Tensor:
+    """Rows of maps (C, h, w) resampled bilinearly to `size`: (C, rows, width)."""
+    height, width = maps.shape[1], size[1]
+    position = torch.arange(rows.start, rows.stop, device=maps.device, dtype=torch.float32)
+    position = ((position + 0.5) * (height / size[0]) - 0.5).clamp_(0, height - 1)
+    above = position.floor().long()
+    weight = (position - above)[:, None].to(maps.dtype)
+    below = (above + 1).clamp_(max=height - 1)
+    band = torch.lerp(maps[:, above], maps[:, below], weight)
+    return upsample(band, (len(position), width))

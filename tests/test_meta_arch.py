@@ -2,6 +2,7 @@
 
 import math
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import freecp_d2.meta_arch
 from freecp_d2 import FreeCP
 from freecp_d2.clip import DenseCLIP
 from freecp_d2.data import Vocabulary
+from freecp_d2.data.benchmarks.protocols import SAME
 from freecp_d2.meta_arch import patch_padding, windows_of
 from freecp_d2.purification import PurificationHead, stages
 from freecp_d2.purification.stages import to_host
@@ -50,7 +52,7 @@ def build(encoder: DenseCLIP, inputs: dict, case: dict, enabled: bool = True, **
         "window": case.get("window", 0),
         "stride": case.get("stride", 0),
         "batch_size": 4,
-        "background_threshold": 0.5,
+        "protocol": replace(SAME, probability_threshold=0.5),
         "pixel_mean": MEAN,
         "pixel_std": STD,
         "input_format": "RGB",
@@ -130,7 +132,9 @@ def test_a_batch_of_different_sizes_is_its_images(enabled, model, inputs):
 def test_the_base_method_alone_is_step_8(background, encoder, inputs, cases):
     clip = encoder("clearclip")
     case = {**cases["sliding"], "num_background": background, "window": 100, "stride": 44}
-    freecp = build(clip, inputs, case, enabled=False, background_threshold=0.11)
+    freecp = build(
+        clip, inputs, case, enabled=False, protocol=replace(SAME, probability_threshold=0.11)
+    )
     image = inputs["large_image"][:, :, :, :150]
     sem_seg = freecp([as_detectron2(image, height=60, width=70)])[0]["sem_seg"]
 
@@ -303,6 +307,7 @@ def test_a_wrong_shape_names_the_file(model):
         ({"input_format": "L"}, "INPUT.FORMAT"),
         ({"window": -1}, "MODEL.FREECP.WINDOW"),
         ({"stride": -8}, "MODEL.FREECP.STRIDE"),
+        ({"window": 64, "stride": 65}, "MODEL.FREECP.STRIDE"),
         ({"batch_size": 0}, "MODEL.FREECP.BATCH_SIZE"),
     ],
 )

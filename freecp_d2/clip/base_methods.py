@@ -1,9 +1,9 @@
 """An open_clip ViT block by block, its last one as each base method reads it (METHOD.md step 1).
 
-``maskclip``, ``sclip``, ``clearclip``, ``naclip`` and ``vanilla`` take the last
-``ResidualAttentionBlock`` and the queries, keys and values (B, heads, 1+N, W/heads) of the tokens
-that enter it, the CLS token first. They return tokens (B, 1+N, W) before ``ln_post`` and the
-projection. None of them adds the residual. Everything here is differentiable, except what
+``maskclip``, ``sclip``, ``clearclip``, ``naclip`` and ``vanilla`` take the queries, keys and values
+(B, heads, 1+N, W/heads) of the tokens that enter the last block, the CLS token first, and return
+what these tokens attend to, of the same shape. :func:`end_block` makes of it the tokens (B, 1+N, W)
+before ``ln_post`` and the projection. Everything here is differentiable, except what
 :func:`recorded_attention` records.
 """
 
@@ -15,6 +15,18 @@ from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor
 
 QKV: TypeAlias = tuple[Tensor, Tensor, Tensor]
+
+ENDINGS: tuple[str, ...] = ("projection", "mlp", "residual")
+"""How :func:`end_block` may end the last block."""
+
+ENDING: dict[str, str] = {
+    "maskclip": "mlp",
+    "sclip": "mlp",
+    "clearclip": "projection",
+    "naclip": "projection",
+    "vanilla": "mlp",
+}
+"""How each base method ends it (METHOD.md step 1). GEM goes a way of its own."""
 
 WEIGHTS_AT_ONCE = (2**21, 2**26)
 """How many attention weights exist at once, on a CPU (about its cache) and on other devices."""
@@ -128,40 +140,57 @@ def cls_block(block: ResidualAttentionBlock, tokens: Tensor, qkv: QKV) -> Tensor
     return finish_block(block, tokens[:, :1], attended)[:, 0]
 
 
-def maskclip(block: ResidualAttentionBlock, qkv: QKV) -> Tensor:
-    """MaskCLIP (Zhou et al., ECCV 2022): every token takes its own value; then the MLP."""
+def end_block(
+    block: ResidualAttentionBlock, tokens: Tensor, attended: Tensor, ending: str
+) -> Tensor:
+    """The last block after its attention, as a base method ends it.
+
+    Args:
+        tokens: (B, T, W) that entered the block.
+        attended: (B, heads, T, W/heads).
+        ending: one of :data:`ENDINGS`; see MODEL.CLIP.LAST_BLOCK.
+
+    Returns:
+        (B, T, W).
+    """
+    if ending == "residual":
+        return finish_block(block, tokens, attended)
+    projected = project_out(block, attended)
+    return add_mlp(block, projected) if ending == "mlp" else projected
+
+
+def maskclip(qkv: QKV) -> Tensor:
+    """MaskCLIP (Zhou et al., ECCV 2022): every token takes its own value."""
     _, _, value = qkv
-    return add_mlp(block, project_out(block, value))
+    return value
 
 
-def sclip(block: ResidualAttentionBlock, qkv: QKV) -> Tensor:
-    """SCLIP (Wang et al., ECCV 2024): query-query plus key-key attention; then the MLP."""
+def sclip(qkv: QKV) -> Tensor:
+    """SCLIP (Wang et al., ECCV 2024): query-query plus key-key attention."""
     query, key, value = qkv
     attended = F.scaled_dot_product_attention(query, query, value)
-    attended = attended + F.scaled_dot_product_attention(key, key, value)
-    return add_mlp(block, project_out(block, attended))
+    return attended + F.scaled_dot_product_attention(key, key, value)
 
 
-def clearclip(block: ResidualAttentionBlock, qkv: QKV) -> Tensor:
-    """ClearCLIP (Lan et al., ECCV 2024): query-query attention, no MLP."""
+def clearclip(qkv: QKV) -> Tensor:
+    """ClearCLIP (Lan et al., ECCV 2024): query-query attention."""
     query, _, value = qkv
-    return project_out(block, F.scaled_dot_product_attention(query, query, value))
+    return F.scaled_dot_product_attention(query, query, value)
 
 
-def naclip(block: ResidualAttentionBlock, qkv: QKV, neighbourhood: Tensor) -> Tensor:
-    """NACLIP (Hajimiri et al., WACV 2025): key-key attention plus ``neighbourhood``, no MLP.
+def naclip(qkv: QKV, neighbourhood: Tensor) -> Tensor:
+    """NACLIP (Hajimiri et al., WACV 2025): key-key attention plus ``neighbourhood``.
 
     Args:
         neighbourhood: (1+N, 1+N) added to the attention logits; see :func:`gaussian_neighbourhood`.
     """
     _, key, value = qkv
-    attended = F.scaled_dot_product_attention(key, key, value, attn_mask=neighbourhood)
-    return project_out(block, attended)
+    return F.scaled_dot_product_attention(key, key, value, attn_mask=neighbourhood)
 
 
-def vanilla(block: ResidualAttentionBlock, qkv: QKV) -> Tensor:
-    """The attention as trained, but without the residual; then the MLP."""
-    return add_mlp(block, project_out(block, F.scaled_dot_product_attention(*qkv)))
+def vanilla(qkv: QKV) -> Tensor:
+    """The attention as trained."""
+    return F.scaled_dot_product_attention(*qkv)
 
 
 def gem_step(block: ResidualAttentionBlock, normed: Tensor, qkv: QKV, stream: Tensor) -> Tensor:

@@ -46,6 +46,8 @@ class DenseCLIP(nn.Module):
         gem_head_average: GEM's attention averages all heads instead of taking head 0 alone,
             which is what was published.
         gaussian_std: standard deviation of NACLIP's neighbourhood in patches.
+        last_block: how the last block ends, "projection", "mlp" or "residual"; "": as METHOD.md
+            section 1 says. See MODEL.CLIP.LAST_BLOCK.
 
     Raises:
         ValueError: unknown method, an option out of range, or an image tower of another kind.
@@ -59,6 +61,7 @@ class DenseCLIP(nn.Module):
         gem_depth: int = 7,
         gem_head_average: bool = False,
         gaussian_std: float = 5.0,
+        last_block: str = "",
     ):
         super().__init__()
         if method not in METHODS:
@@ -67,12 +70,22 @@ class DenseCLIP(nn.Module):
             raise ValueError(f"MODEL.CLIP.GEM_DEPTH is {gem_depth}; it must be at least 2")
         if not gaussian_std > 0:
             raise ValueError(f"MODEL.CLIP.GAUSSIAN_STD is {gaussian_std}; it must be above 0")
+        if last_block not in ("", *base_methods.ENDINGS):
+            raise ValueError(
+                f"MODEL.CLIP.LAST_BLOCK is {last_block!r}; choose one of "
+                f"{', '.join(base_methods.ENDINGS)}, or leave it empty"
+            )
+        if last_block and method == "gem":
+            raise ValueError(
+                f"MODEL.CLIP.LAST_BLOCK is {last_block!r}; gem has no such choice, leave it empty"
+            )
         _require_plain_vit(model.visual)
         self.model = model.eval().requires_grad_(False)
         self.method = method
         self.gem_depth = gem_depth
         self.gem_head_average = gem_head_average
         self.gaussian_std = gaussian_std
+        self.last_block = last_block or base_methods.ENDING.get(method, "")
         self.logit_scale: float = model.logit_scale.float().exp().item()
 
     @property
@@ -99,7 +112,7 @@ class DenseCLIP(nn.Module):
         normed = last.ln_1(tokens)
         qkv = base_methods.project_qkv(last, normed)
         return DenseFeatures(
-            patches=self._read_last_block(last, normed, qkv, stream, grid),
+            patches=self._read_last_block(last, tokens, normed, qkv, stream, grid),
             cls=self._project(base_methods.cls_block(last, tokens, qkv)),
             attention=record[:, 1:, 1:] / len(blocks),
             grid=grid,
@@ -117,7 +130,7 @@ class DenseCLIP(nn.Module):
         tokens, stream = self._run(blocks, tokens)
         normed = last.ln_1(tokens)
         qkv = base_methods.project_qkv(last, normed)
-        return self._read_last_block(last, normed, qkv, stream, grid), grid
+        return self._read_last_block(last, tokens, normed, qkv, stream, grid), grid
 
     @torch.no_grad()
     def encode_cls(self, images: Tensor) -> Tensor:
@@ -166,6 +179,7 @@ class DenseCLIP(nn.Module):
     def _read_last_block(
         self,
         last: ResidualAttentionBlock,
+        tokens: Tensor,
         normed: Tensor,
         qkv: base_methods.QKV,
         stream: Tensor,
@@ -174,11 +188,13 @@ class DenseCLIP(nn.Module):
         """Patch features (B, N, D) by the base method."""
         if self.method == "gem":
             dense = base_methods.gem_step(last, normed, qkv, stream)
-        elif self.method == "naclip":
-            neighbourhood = base_methods.gaussian_neighbourhood(grid, self.gaussian_std, normed)
-            dense = base_methods.naclip(last, qkv, neighbourhood)
         else:
-            dense = getattr(base_methods, self.method)(last, qkv)
+            if self.method == "naclip":
+                neighbourhood = base_methods.gaussian_neighbourhood(grid, self.gaussian_std, normed)
+                attended = base_methods.naclip(qkv, neighbourhood)
+            else:
+                attended = getattr(base_methods, self.method)(qkv)
+            dense = base_methods.end_block(last, tokens, attended, self.last_block)
         return self._project(dense[:, 1:])
 
     def _embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:

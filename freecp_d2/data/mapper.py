@@ -18,6 +18,8 @@ __all__ = [
     "to_eight_bits",
 ]
 
+from .benchmarks.protocols import with_protocol
+
 
 class InferenceMapper:
     """Detectron2's dict of an image on disk -> what the model takes.
@@ -49,6 +51,7 @@ class InferenceMapper:
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """The constructor's arguments from a config."""
+        cfg = with_protocol(cfg)
         return {
             "min_size": cfg.INPUT.MIN_SIZE_TEST,
             "max_size": cfg.INPUT.MAX_SIZE_TEST,

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from ..clip import DenseFeatures
 from . import stages
 
+CONSISTENCIES = ("code", "paper")
+
 
 class Encoder(Protocol):
     """What the head needs of a CLIP; :class:`freecp_d2.clip.DenseCLIP` is one.
@@ -96,8 +98,12 @@ class PurificationHead(nn.Module):
         num_background: how many of the first queries are background.
         redundancy: False: every class stays.
         ambiguity: False: no class competes.
+        consistency: "code" or "paper"; see MODEL.FREECP.CONSISTENCY.
         box_full_extent: True: boxes reach the last row and column, which the published ones miss.
         crop_batch_size: how many crops go through CLIP at once.
+
+    Raises:
+        ValueError: `consistency` is neither.
     """
 
     def __init__(
@@ -108,15 +114,22 @@ class PurificationHead(nn.Module):
         *,
         redundancy: bool = True,
         ambiguity: bool = True,
+        consistency: str = "code",
         box_full_extent: bool = False,
         crop_batch_size: int = 64,
     ):
         super().__init__()
+        if consistency not in CONSISTENCIES:
+            raise ValueError(
+                f"MODEL.FREECP.CONSISTENCY is {consistency!r}; choose one of "
+                f"{', '.join(CONSISTENCIES)}"
+            )
         self.redundancy_threshold = redundancy_threshold
         self.ambiguity_threshold = ambiguity_threshold
         self.num_background = num_background
         self.redundancy = redundancy
         self.ambiguity = ambiguity
+        self.true_iou = consistency == "paper"
         self.box_full_extent = box_full_extent
         self.crop_batch_size = crop_batch_size
 
@@ -162,6 +175,7 @@ class PurificationHead(nn.Module):
             self.num_background,
             self.redundancy_threshold,
             self.box_full_extent,
+            self.true_iou,
         )
         kept, kept_on_host, finite = self._stays(kept, consistency, descriptions)
         if not finite:
@@ -190,6 +204,7 @@ class PurificationHead(nn.Module):
             self.num_background,
             self.redundancy_threshold,
             self.box_full_extent,
+            self.true_iou,
         )
         kept, kept_on_host, finite = self._stays(kept, consistency, probabilities)
         if not finite:

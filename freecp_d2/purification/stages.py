@@ -62,17 +62,22 @@ def normalize(probabilities: Tensor) -> Tensor:
     return (probabilities - low) / span.masked_fill(span == 0, 1)
 
 
-def consistency(probabilities: Tensor, refined: Tensor) -> Tensor:
+def consistency(probabilities: Tensor, refined: Tensor, true_iou: bool = False) -> Tensor:
     """How well a class's activation survives refinement (METHOD.md step 5).
 
     Args:
         probabilities, refined: (B, C, h, w) in [0, 1].
+        true_iou: False, as the published code: the overlap over the sum of both. True: over the
+            sum less the overlap.
 
     Returns:
-        (B, C), from 0 to at most 0.5.
+        (B, C), from 0 to at most 0.5, or to at most 1 as a true IoU.
     """
     overlap = (probabilities * refined).sum(dim=(2, 3))
-    return overlap / (probabilities.sum(dim=(2, 3)) + refined.sum(dim=(2, 3)) + 1e-8)
+    total = probabilities.sum(dim=(2, 3)) + refined.sum(dim=(2, 3))
+    if true_iou:
+        total = total - overlap
+    return overlap / (total + 1e-8)
 
 
 def select_candidates(
@@ -84,6 +89,7 @@ def select_candidates(
     num_background: int,
     redundancy_threshold: float,
     full_extent: bool = False,
+    true_iou: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Redundancy purification, METHOD.md steps 2 to 5. `torch.compile` takes it as one graph.
 
@@ -94,6 +100,7 @@ def select_candidates(
         num_background: how many of the queries are background.
         redundancy_threshold: classes stay whose consistency is above this.
         full_extent: see :func:`freecp_d2.ops.box_mask`.
+        true_iou: see :func:`consistency`.
 
     Returns:
         probabilities (B, Q, h, w), refined maps (B, C, h, w), consistency (B, C) and which classes
@@ -101,7 +108,13 @@ def select_candidates(
     """
     probabilities, normalized = class_activation_maps(patches, text, logit_scale, grid)
     refined, score, stays = purify_maps(
-        probabilities, normalized, attention, num_background, redundancy_threshold, full_extent
+        probabilities,
+        normalized,
+        attention,
+        num_background,
+        redundancy_threshold,
+        full_extent,
+        true_iou,
     )
     return probabilities, refined, score, stays
 
@@ -113,6 +126,7 @@ def purify_maps(
     num_background: int,
     redundancy_threshold: float,
     full_extent: bool = False,
+    true_iou: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Redundancy purification of any model's maps, METHOD.md steps 3 to 5.
 
@@ -121,7 +135,8 @@ def purify_maps(
         normalized: :func:`normalize` of them.
         attention: (B, N, N) of at least 0, how much a cell of the grid has to do with another; no
             row or column is zero.
-        num_background, redundancy_threshold, full_extent: see :func:`select_candidates`.
+        num_background, redundancy_threshold, full_extent, true_iou: see
+            :func:`select_candidates`.
 
     Returns:
         refined maps (B, C, h, w), consistency (B, C) and which classes stay (B, C).
@@ -129,7 +144,7 @@ def purify_maps(
     normalized = normalized[:, num_background:]
     mask = ops.box_mask(normalized, full_extent=full_extent)
     refined = ops.refine(ops.sinkhorn_affinity(attention), normalized, mask)
-    score = consistency(probabilities[:, num_background:], refined)
+    score = consistency(probabilities[:, num_background:], refined, true_iou)
     return refined, score, score > redundancy_threshold
 
 

@@ -157,7 +157,8 @@ def encode_trunk(visual: nn.Module, images: Tensor) -> Tensor:
 def encode_dense(visual: nn.Module, u: Tensor, method: str) -> Tensor:
     """Patch features of one base method, (B,N,D) of unit length, from the last block's input."""
     last = visual.transformer.resblocks[-1]
-    z = getattr(base_methods, method)(last, base_methods.project_qkv(last, last.ln_1(u)))
+    attended = getattr(base_methods, method)(base_methods.project_qkv(last, last.ln_1(u)))
+    z = base_methods.end_block(last, u, attended, base_methods.ENDING[method])
     return F.normalize((visual.ln_post(z[:, 1:]) @ visual.proj).float(), dim=-1)
 
 

@@ -82,7 +82,6 @@ def freecp(encoder, inputs, dataset):
         window=0,
         stride=0,
         batch_size=4,
-        background_threshold=0.5,
         pixel_mean=MEAN,
         pixel_std=STD,
         input_format="RGB",

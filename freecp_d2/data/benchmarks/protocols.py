@@ -1,0 +1,207 @@
+"""How a base method alone is run: as FreeCP is, or as its own authors run it (METHOD.md section 8).
+
+Plain data, and the one function that writes it into a config.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Literal
+
+from detectron2.config import CfgNode
+
+from .layout import BENCHMARKS
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BaseProtocol:
+    """From an image to the labels of a base method alone.
+
+    Attributes:
+        authors: whose it is; "same": FreeCP's resize, windows and words.
+        logit_scale: what cosine similarities are multiplied by before the softmax over queries.
+        probability_threshold: a pixel whose best class has less than this becomes class 0.
+        threshold_without_background: apply it also where class 0 is not a background.
+        area_threshold: classes other than 0 with at most this share of the pixels that are not of
+            class 0 are removed from the image; None: none is.
+        pamr_steps: iterations of pixel-adaptive refinement on the cosine similarities; 0: none.
+        pamr_dilations: of its neighbourhood, in pixels.
+        partial_patches: what becomes of a window that is no whole number of patches. "pad": zeros
+            are added on both sides and cut off again. "stretch": the rest is not seen, and the map
+            is stretched over the window.
+        whole_image_at_once: without windows, resample once, from the patches to the original size;
+            False: to the resized image's size first.
+        short_side: that images are resized to, in pixels; None: INPUT.MIN_SIZE_TEST.
+        window, stride: in pixels, 0: the whole image; None: MODEL.FREECP.WINDOW and STRIDE.
+        words: a file of class names; "": the data set's own vocabulary.
+    """
+
+    authors: str
+    logit_scale: float
+    probability_threshold: float = 0.0
+    threshold_without_background: bool = True
+    area_threshold: float | None = None
+    pamr_steps: int = 0
+    pamr_dilations: tuple[int, ...] = (8, 16)
+    partial_patches: Literal["pad", "stretch"] = "stretch"
+    whole_image_at_once: bool = True
+    short_side: int | None = None
+    window: int | None = None
+    stride: int | None = None
+    words: str = ""
+
+
+SAME = BaseProtocol(
+    "same",
+    logit_scale=50,
+    threshold_without_background=False,
+    partial_patches="pad",
+    whole_image_at_once=False,
+)
+"""MODEL.FREECP.PROTOCOL "same"; its probability threshold is MODEL.FREECP.BACKGROUND_THRESHOLD."""
+
+_SCLIP = BaseProtocol("SCLIP", logit_scale=40, window=224, stride=112)
+_CLEARCLIP = BaseProtocol(
+    "ClearCLIP", logit_scale=50, partial_patches="pad", window=448, stride=224
+)
+_NACLIP = BaseProtocol(
+    "NACLIP", logit_scale=40, pamr_steps=10, whole_image_at_once=False, window=224, stride=112
+)
+
+_SCLIP_WORDS = {
+    name: f"freecp_d2://benchmarks/sclip/{name}.json" for name in ("voc21", "voc20", "coco_object")
+}
+_CLEARCLIP_WORDS = {name: file.replace("sclip", "clearclip") for name, file in _SCLIP_WORDS.items()}
+
+
+def _by_benchmark(
+    default: BaseProtocol, words: Mapping[str, str], settings: Mapping[str, Mapping]
+) -> Mapping[str | None, BaseProtocol]:
+    return MappingProxyType(
+        {None: default}
+        | {
+            name: replace(default, words=words.get(name, ""), **own)
+            for name, own in settings.items()
+        }
+    )
+
+
+SCLIP = _by_benchmark(
+    _SCLIP,
+    _SCLIP_WORDS,
+    {
+        "voc21": {
+            "short_side": 336,
+            "logit_scale": 65,
+            "probability_threshold": 0.1,
+            "area_threshold": 0.1,
+        },
+        "voc20": {"short_side": 336},
+        "pcontext60": {"short_side": 336, "logit_scale": 50, "probability_threshold": 0.1},
+        "pcontext59": {"short_side": 336},
+        "coco_object": {"short_side": 336, "logit_scale": 50, "probability_threshold": 0.1},
+        "coco_stuff164k": {"short_side": 448},
+        "ade20k": {"short_side": 336},
+        "cityscapes": {"short_side": 560},
+    },
+)
+"""Benchmark -> SCLIP's protocol; None: its defaults, for other data sets. See METHOD.md."""
+
+CLEARCLIP = _by_benchmark(
+    _CLEARCLIP,
+    _CLEARCLIP_WORDS,
+    {
+        "voc21": {"short_side": 448, "probability_threshold": 0.5},
+        "voc20": {"short_side": 448},
+        "pcontext60": {"short_side": 448, "probability_threshold": 0.15},
+        "pcontext59": {"short_side": 448},
+        "coco_object": {"short_side": 448, "probability_threshold": 0.4},
+        "coco_stuff164k": {"short_side": 448},
+        "ade20k": {"short_side": 448},
+        "cityscapes": {"short_side": 448, "window": 224},
+    },
+)
+"""ClearCLIP's, likewise."""
+
+NACLIP = _by_benchmark(
+    _NACLIP,
+    _SCLIP_WORDS,  # its lists are SCLIP's
+    {
+        "voc21": {"short_side": 336, "window": 0, "stride": 0, "probability_threshold": 0.1},
+        "voc20": {"short_side": 336, "window": 0, "stride": 0},
+        "pcontext60": {"short_side": 336, "probability_threshold": 0.1},
+        "pcontext59": {"short_side": 336},
+        "coco_object": {"short_side": 336, "probability_threshold": 0.1},
+        "coco_stuff164k": {"short_side": 336},
+        "ade20k": {"short_side": 336},
+        "cityscapes": {"short_side": 560},
+    },
+)
+"""NACLIP's, likewise."""
+
+PAPER: Mapping[str, Mapping[str | None, BaseProtocol]] = MappingProxyType(
+    {"maskclip": SCLIP, "sclip": SCLIP, "clearclip": CLEARCLIP, "gem": CLEARCLIP, "naclip": NACLIP}
+)
+"""Base method -> whose protocol its published row follows, by benchmark."""
+
+PROTOCOLS = ("same", "paper")
+LONG_SIDE = 2048
+"""Pixels that the long side of a resized image has at most, in all of these."""
+
+
+def base_protocol(cfg: CfgNode) -> BaseProtocol:
+    """The protocol of a config's base method (MODEL.FREECP.PROTOCOL).
+
+    Raises:
+        ValueError: it is neither "same" nor "paper", or "paper" and the base method has none of
+            its own, or DATASETS.TEST names several data sets with different ones.
+    """
+    freecp, method = cfg.MODEL.FREECP, cfg.MODEL.CLIP.METHOD
+    if freecp.PROTOCOL not in PROTOCOLS:
+        raise ValueError(
+            f"MODEL.FREECP.PROTOCOL is {freecp.PROTOCOL!r}; choose one of {', '.join(PROTOCOLS)}"
+        )
+    if freecp.PROTOCOL == "same":
+        return replace(SAME, probability_threshold=freecp.BACKGROUND_THRESHOLD)
+    if method not in PAPER:
+        raise ValueError(
+            f"MODEL.FREECP.PROTOCOL paper: {method} has no published protocol of its own; choose "
+            f"one of {', '.join(PAPER)}, or PROTOCOL same"
+        )
+    names = {benchmark.dataset: benchmark.name for benchmark in BENCHMARKS.values()}
+    protocols = [PAPER[method][names.get(dataset)] for dataset in cfg.DATASETS.TEST or [""]]
+    if any(protocol != protocols[0] for protocol in protocols):
+        raise ValueError(
+            f"MODEL.FREECP.PROTOCOL paper: {', '.join(cfg.DATASETS.TEST)} have different "
+            "protocols; evaluate them one by one"
+        )
+    return protocols[0]
+
+
+def with_protocol(cfg: CfgNode) -> CfgNode:
+    """`cfg` with what its base method's own protocol asks for; `cfg` itself where none is asked.
+
+    With MODEL.FREECP.ENABLED False and PROTOCOL "paper", a copy whose INPUT.MIN_SIZE_TEST,
+    INPUT.MAX_SIZE_TEST, MODEL.FREECP.WINDOW and STRIDE are the protocol's. So are VOCABULARY and
+    MODEL.CLIP.LAST_BLOCK where they are empty. Doing it twice changes nothing more.
+
+    Raises:
+        ValueError: as :func:`base_protocol`.
+    """
+    protocol = base_protocol(cfg)
+    if cfg.MODEL.FREECP.ENABLED or protocol.authors == SAME.authors:
+        return cfg
+    frozen, cfg = cfg.is_frozen(), cfg.clone()
+    cfg.defrost()
+    if protocol.short_side is not None:
+        cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = protocol.short_side, LONG_SIDE
+    cfg.MODEL.FREECP.WINDOW, cfg.MODEL.FREECP.STRIDE = protocol.window, protocol.stride
+    cfg.MODEL.FREECP.VOCABULARY = cfg.MODEL.FREECP.VOCABULARY or protocol.words
+    if cfg.MODEL.CLIP.METHOD == "sclip":
+        cfg.MODEL.CLIP.LAST_BLOCK = cfg.MODEL.CLIP.LAST_BLOCK or "residual"
+    if frozen:
+        cfg.freeze()
+    return cfg
