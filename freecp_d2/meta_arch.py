@@ -27,6 +27,9 @@ from .timing import StageTimer
 
 T = TypeVar("T")
 
+MAP_VALUES = 2**26
+"""How many values of upsampled maps exist at once."""
+
 log = logging.getLogger(__name__)
 
 
@@ -318,11 +321,11 @@ class FreeCP(nn.Module):
                 merged, queries = self._merge(
                     [windows[i] for i in own], [maps[i] for i in own], kept[own] > 0, size
                 )
-                merged = upsample(merged, encoded.output_sizes[image])
+                size = encoded.output_sizes[image]
                 if self.output == "label_map":
-                    found = self._label_map(merged, queries)
+                    found = self._label_map(merged, queries, size)
                 else:
-                    found = {"sem_seg": self._sem_seg(merged, queries)}
+                    found = {"sem_seg": self._sem_seg(upsample(merged, size), queries)}
                 results.append(
                     {
                         **found,
@@ -413,17 +416,26 @@ class FreeCP(nn.Module):
             sem_seg[0] = 1 - maps.amax(dim=0) if len(maps) else 1.0
         return sem_seg
 
-    def _label_map(self, maps: Tensor, queries: np.ndarray) -> dict[str, Tensor]:
-        """The argmax of :meth:`_sem_seg` and the maximum of its channels, without its (K, H, W)."""
-        best = maps.flatten(1).amax(dim=1) if len(maps) else maps.new_zeros(0)
+    def _label_map(
+        self, maps: Tensor, queries: np.ndarray, size: tuple[int, int]
+    ) -> dict[str, Tensor]:
+        """The argmax of :meth:`_sem_seg` at `size` and the maximum of its channels.
+
+        Its (K, H, W) never exist: the maps (S, h, w) are upsampled a few at a time.
+        """
+        score, position = maps.new_zeros(size), torch.zeros(size, dtype=torch.int64).to(maps.device)
+        best = maps.new_zeros(len(maps))
+        at_once = max(1, MAP_VALUES // score.numel())
+        for start in range(0, len(maps), at_once):
+            part = upsample(maps[start : start + at_once], size)
+            best[start : start + at_once] = part.flatten(1).amax(dim=1)
+            part_score, part_position = part.max(dim=0)
+            better = part_score > score
+            score = score.where(~better, part_score)
+            position = position.where(~better, part_position + start)
         classes = self.query_class[to_device(queries, self.device)]
         scores = self._by_class(best[:, None, None], classes)[:, 0, 0]
-        if not len(maps):
-            scores[: self.vocabulary.num_background > 0] = 1.0
-            labels = torch.zeros(maps.shape[1:], dtype=torch.int64, device=maps.device)
-            return {"label_map": labels, "scores": scores}
-        score, position = maps.max(dim=0)
-        labels = classes[position]
+        labels = classes[position] if len(maps) else position
         if self.vocabulary.num_background:
             scores[0] = 1 - score.amin()
             labels = (labels + 1).masked_fill(1 - score >= score, 0)

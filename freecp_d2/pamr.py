@@ -1,4 +1,4 @@
-"""Pixel-adaptive mask refinement (Araslanov and Roth, CVPR 2020), as NACLIP and SCLIP use it."""
+"""Pixel-adaptive mask refinement, as NACLIP and SCLIP use it (METHOD.md section 8)."""
 
 from collections.abc import Iterator, Sequence
 

@@ -9,8 +9,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import freecp_d2.meta_arch
+import freecp_d2.scores
 from freecp_d2 import FreeCP
 from freecp_d2.clip import DenseCLIP
 from freecp_d2.data import Vocabulary
@@ -198,6 +201,71 @@ def test_the_label_map_is_the_argmax(case, enabled, redundancy_threshold, model,
     (result,) = freecp([x])
     assert result["label_map"].equal(sem_seg.argmax(0)) and "sem_seg" not in result
     torch.testing.assert_close(result["scores"], sem_seg.amax((1, 2)))
+
+
+@pytest.mark.parametrize("case", ["sliding", "sliding_background"])
+def test_the_label_map_a_map_at_a_time_is_the_same(case, model, inputs, monkeypatch):
+    freecp = model(case)
+    freecp.output = "label_map"
+    x = as_detectron2(inputs["large_image"], height=90, width=100)
+    (together,) = freecp([x])
+    monkeypatch.setattr(freecp_d2.meta_arch, "MAP_VALUES", 1)
+    (one_by_one,) = freecp([x])
+    assert one_by_one["label_map"].equal(together["label_map"])
+    assert one_by_one["scores"].equal(together["scores"])
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers how many values the largest tensor of any operator had."""
+
+    values = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().data_ptr():
+                stored = tensor.untyped_storage().nbytes() // tensor.element_size()
+                self.values = max(self.values, stored)
+        return result
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_label_map_needs_no_score_of_every_class_at_every_pixel(
+    enabled, model, inputs, monkeypatch
+):
+    monkeypatch.setattr(freecp_d2.scores, "STRIP_VALUES", 2**16)
+    monkeypatch.setattr(freecp_d2.meta_arch, "MAP_VALUES", 2**16)
+    freecp = model("sliding", enabled=enabled)
+    if enabled:
+        freecp.head.redundancy = freecp.head.ambiguity = False
+    freecp.output = "label_map"
+    x = as_detectron2(inputs["large_image"], height=1000, width=800)
+    with LargestTensor() as largest:
+        freecp([x])
+    assert 1000 * 800 <= largest.values < 1.5 * 1000 * 800 < 15 * 1000 * 800
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_under_autocast(enabled, model, inputs):
+    """What the encoder gives in bfloat16 goes on in float32."""
+    freecp = model("sliding", enabled=enabled)
+    x = as_detectron2(inputs["large_image"])
+    expected = freecp([x])[0]["sem_seg"]
+    with torch.autocast("cpu", torch.bfloat16):
+        (result,) = freecp([x])
+    assert result["sem_seg"].dtype == torch.float32
+    agreement = (result["sem_seg"].argmax(0) == expected.argmax(0)).float().mean()
+    assert agreement > (0.8 if enabled else 0.95)  # with random weights a class may go or stay
+
+
+def test_buffers_are_where_the_encoder_is(encoder, inputs, cases, monkeypatch):
+    for name in ("cached_text_features", "description_features"):
+        monkeypatch.setattr(freecp_d2.meta_arch, name, lambda *_: torch.zeros(15, 32))
+    freecp = build(encoder("sliding").to("meta"), inputs, cases["sliding"])
+    freecp.set_vocabulary(freecp.vocabulary)
+    devices = {name: buffer.device.type for name, buffer in freecp.named_buffers()}
+    assert devices.keys() >= {"pixel_mean", "pixel_std", "text", "descriptions", "query_class"}
+    assert set(devices.values()) == {"meta"} and freecp.device.type == "meta"
 
 
 def test_what_was_removed_is_said(model, inputs, encoder):

@@ -24,33 +24,33 @@ BACKGROUND_26 = (
 ).split(", ")
 
 # METHOD.md steps 0, 8 and 9: data set, classes, images, short side, window, RP, AP, background
-# queries; then the base method's window, stride and background threshold.
+# queries; then the background threshold of the base method alone, PROTOCOL same.
 TABLE = {
     "coco_stuff164k": (
         ("coco_2017_val_stuff164k_sem_seg", 171, 5000, 448, 384, 0.05, 0.7, []),
-        (448, 224, None),
+        None,
     ),
     "coco_object": (
         ("coco_2017_val_object_sem_seg", 81, 5000, 448, 384, 0.15, 0.8, BACKGROUND_26),
-        (448, 224, 0.4),
+        0.4,
     ),
-    "ade20k": (("ade20k_150_val_sem_seg", 150, 2000, 448, 384, 0.05, 0.7, []), (448, 224, None)),
-    "voc20": (("voc_2012_val_20_sem_seg", 20, 1449, 448, 384, 0.15, 0.7, []), (448, 224, None)),
+    "ade20k": (("ade20k_150_val_sem_seg", 150, 2000, 448, 384, 0.05, 0.7, []), None),
+    "voc20": (("voc_2012_val_20_sem_seg", 20, 1449, 448, 384, 0.15, 0.7, []), None),
     "voc21": (
         ("voc_2012_val_21_sem_seg", 21, 1449, 448, 384, 0.15, 0.8, BACKGROUND_26),
-        (448, 224, 0.5),
+        0.5,
     ),
     "pcontext59": (
         ("pcontext_59_val_sem_seg", 59, 5104, 448, 384, 0.10, 0.7, []),
-        (448, 224, None),
+        None,
     ),
     "pcontext60": (
         ("pcontext_60_val_sem_seg", 60, 5104, 448, 384, 0.10, 0.7, ["background"]),
-        (448, 224, 0.15),
+        0.15,
     ),
     "cityscapes": (
         ("cityscapes_19_val_sem_seg", 19, 500, 560, 224, 0.10, 0.8, []),
-        (224, 112, None),
+        None,
     ),
 }
 every = pytest.mark.parametrize("name", TABLE)
@@ -209,7 +209,7 @@ def test_published_words_are_together_and_curated_ones_apart():
 @pytest.mark.parametrize("config", [*METHODS, "clearclip_vit_l14"])
 def test_the_configs(name, config):
     cfg = load_config(str(CONFIGS / name / f"{config}.yaml"))
-    (dataset, _, _, short, window, rp, ap, _), (base_window, base_stride, threshold) = TABLE[name]
+    (dataset, _, _, short, window, rp, ap, _), threshold = TABLE[name]
     large = config.endswith("l14")
     freecp, clip = cfg.MODEL.FREECP, cfg.MODEL.CLIP
     assert cfg.MODEL.META_ARCHITECTURE == "FreeCP" and freecp.ENABLED
@@ -221,7 +221,7 @@ def test_the_configs(name, config):
     assert cfg.MODEL.PIXEL_STD == [68.501, 66.632, 70.323]
     assert (freecp.WINDOW, freecp.STRIDE) == (378 if large and window == 384 else window, 112)
     assert (freecp.REDUNDANCY_THRESHOLD, freecp.AMBIGUITY_THRESHOLD) == (rp, ap)
-    assert (freecp.BASE_WINDOW, freecp.BASE_STRIDE) == (base_window, base_stride)
+    assert freecp.PROTOCOL == "same"
     if threshold is not None:
         assert freecp.BACKGROUND_THRESHOLD == threshold
     assert freecp.DESCRIPTIONS == "freecp_d2://benchmarks/descriptions.json"

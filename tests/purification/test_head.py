@@ -71,6 +71,15 @@ def test_crops_of_all_windows_go_through_clip_together(encoder, inputs, cases, m
     assert whole.kept.equal(split.kept)
 
 
+def test_consistency_may_be_the_papers(run, cases):
+    code, paper = run("maskclip"), run("maskclip", consistency="paper")
+    assert paper.refined.equal(code.refined) and (paper.consistency > code.consistency).all()
+    threshold = cases["maskclip"]["redundancy_threshold"]
+    assert paper.kept_redundancy.equal(paper.consistency > threshold)
+    with pytest.raises(ValueError, match="MODEL.FREECP.CONSISTENCY is 'iou'; choose one of code"):
+        run("maskclip", consistency="iou")
+
+
 def test_each_stage_can_be_switched_off(run):
     both, without_ambiguity = run("maskclip"), run("maskclip", ambiguity=False)
     assert without_ambiguity.kept.equal(both.kept_redundancy)

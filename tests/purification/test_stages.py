@@ -42,6 +42,18 @@ def test_consistency_is_the_formula():
             torch.testing.assert_close(result[b, c], expected)
 
 
+def test_consistency_as_a_true_iou():
+    p, r = random(2, 3, 4, 5), random(2, 3, 4, 5, seed=1)
+    result = stages.consistency(p, r, true_iou=True)
+    for b in range(2):
+        for c in range(3):
+            overlap = (p[b, c] * r[b, c]).sum()
+            expected = overlap / ((p[b, c] + r[b, c] - p[b, c] * r[b, c]).sum() + 1e-8)
+            torch.testing.assert_close(result[b, c], expected)
+    ones = torch.ones(1, 1, 2, 2)
+    torch.testing.assert_close(stages.consistency(ones, ones, true_iou=True), torch.ones(1, 1))
+
+
 @settings(deadline=None)
 @given(st.integers(0, 1000), st.integers(1, 8), st.floats(0.2, 0.9))
 def test_groups_are_the_classes_that_links_reach(seed, count, threshold):
