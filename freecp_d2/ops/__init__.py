@@ -5,6 +5,9 @@ tensors of the input's dtype, the same bits for the same input. None of them is 
 calling backward raises. Values are never checked, since the host would have to wait for them: NaN
 goes through, and :func:`box_mask` gives NaN for a map that is not in [0, 1].
 
+Quotients are rounded as IEEE 754 says on every device, and what is promised to be in [0, 1] is
+clamped to it: Triton's own `/` may be a step off, and a map just above 1 is no map any more.
+
 CUDA takes the Triton kernels, launched without a wait. float64 takes the composite of PyTorch calls
 there, save in :func:`box_mask`. The CPU has implementations of its own for :func:`box_mask` and
 :func:`sinkhorn_affinity`; every other device takes the composites.

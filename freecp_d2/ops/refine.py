@@ -69,7 +69,8 @@ def _min_max_kernel(maps, out, size, BLOCK: tl.constexpr):
     span = tl.max(high) - lowest + 1e-8
     for start in range(0, size, BLOCK):
         inside = start + pixels < size
-        values = (tl.load(maps + start + pixels, inside, 0) - lowest) / span
+        values = tl.div_rn(tl.load(maps + start + pixels, inside, 0) - lowest, span)
+        values = tl.clamp(values, 0.0, 1.0, tl.PropagateNan.ALL)
         tl.store(out + start + pixels, values.to(out.dtype.element_ty), inside)
 
 
@@ -117,7 +118,7 @@ def refine_composite(affinity: Tensor, maps: Tensor, mask: Tensor) -> Tensor:
         else:
             refined = refined @ affinity.mT @ affinity.mT
     low, high = refined.aminmax(dim=-1, keepdim=True)
-    refined = (refined - low) / (high - low + 1e-8)
+    refined = ((refined - low) / (high - low + 1e-8)).clamp_(0, 1)
     return refined.view(maps.shape).to(maps.dtype)
 
 

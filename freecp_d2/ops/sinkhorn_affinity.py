@@ -37,7 +37,7 @@ def _reciprocal_sum_kernel(
         tile = tl.load(pointers, mask=inside, other=0).to(tl.float32)
         weight = tl.load(weights + batch * size + rows, mask=rows < size, other=0)
         total += tl.sum(tile * weight[:, None], axis=0)
-    tl.store(out + batch * size + columns, 1 / total, mask=columns < size)
+    tl.store(out + batch * size + columns, tl.div_rn(1.0, total), mask=columns < size)
 
 
 @triton.jit
@@ -71,7 +71,7 @@ def _symmetrise_kernel(
         upper *= tl.load(column_scale + columns, columns < size, 0)
         lower *= tl.load(row_scale + columns, columns < size, 0)
         lower *= tl.load(column_scale + rows, rows < size, 0)
-        mean = ((upper + lower) / 2).to(out.dtype.element_ty)
+        mean = (0.5 * (upper + lower)).to(out.dtype.element_ty)
         out += batch * size * size
         tl.store(out + rows * size + columns, mean, inside & (rows <= columns))
         tl.store(out + columns * size + rows, mean, inside & (rows < columns))
@@ -152,8 +152,8 @@ def sinkhorn_affinity(attention: Tensor, iterations: int = 3) -> Tensor:
         iterations: how many times to divide by the column sums and then by the row sums.
 
     Returns:
-        (B, N, N) of the same dtype, in [0, 1] after an iteration and exactly symmetric. NaN goes
-        through, and a row or column of zeros becomes NaN.
+        (B, N, N) of the same dtype and exactly symmetric; after an iteration in [0, 1], but for
+        rounding. NaN goes through, and a row or column of zeros becomes NaN.
 
     Raises:
         ValueError: `attention` is not (B, N, N) floating, or `iterations` is negative.

@@ -25,7 +25,8 @@ def _soft_iou_kernel(maps, out, count, size, BLOCK_MAPS: tl.constexpr, BLOCK_PIX
             smaller += tl.minimum(a, b, tl.PropagateNan.ALL)
             larger += tl.maximum(a, b, tl.PropagateNan.ALL)
         intersection, union = tl.sum(smaller, axis=2), tl.sum(larger, axis=2)
-        iou = tl.where(union == 0, 0, intersection / union).to(out.dtype.element_ty)
+        iou = tl.clamp(tl.div_rn(intersection, union), 0.0, 1.0, tl.PropagateNan.ALL)
+        iou = tl.where(union == 0, 0, iou).to(out.dtype.element_ty)
         second = tl.trans(second)
         upper = (first <= second) & (second < count)
         tl.store(out + first * count + second, iou, upper)
@@ -52,7 +53,7 @@ def soft_iou_composite(maps: Tensor) -> Tensor:
     total = flat.sum(dim=1)
     total = total + total[:, None]
     distance = torch.cdist(flat, flat, p=1)
-    iou = ((total - distance) / (total + distance)).clamp(min=0)
+    iou = ((total - distance) / (total + distance)).clamp(0, 1)
     return iou.masked_fill(total == 0, 0).to(maps.dtype)
 
 

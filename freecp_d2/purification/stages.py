@@ -59,7 +59,8 @@ def normalize(probabilities: Tensor) -> Tensor:
     """
     low = probabilities.amin(dim=(1, 2, 3), keepdim=True)
     span = probabilities.amax(dim=(1, 2, 3), keepdim=True) - low
-    return (probabilities - low) / span.masked_fill(span == 0, 1)
+    # Clamped, since what `torch.compile` makes of the quotient for a GPU is not rounded exactly.
+    return ((probabilities - low) / span.masked_fill(span == 0, 1)).clamp(0, 1)
 
 
 def consistency(probabilities: Tensor, refined: Tensor, true_iou: bool = False) -> Tensor:

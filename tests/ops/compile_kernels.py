@@ -6,6 +6,7 @@ compiled.
 """
 
 import json
+import re
 import sys
 from typing import Any
 
@@ -40,6 +41,13 @@ def specialise(value: Tensor | int) -> tuple[str, bool]:
     return "i32" if -(2**31) <= value < 2**31 else "i64", value % 16 == 0
 
 
+def phases_of(ptx: str) -> str:
+    """What a kernel does to global memory: L(oad), S(tore), A(tomic), and | where threads meet."""
+    kinds = {"ld.global": "L", "st.global": "S", "atom.global": "A", "red.global": "A"}
+    found = re.findall(r"\b(ld\.global|st\.global|atom\.global|red\.global|bar\.sync)", ptx)
+    return re.sub(r"(.)\1+", r"\1", "".join(kinds.get(name, "|") for name in found))
+
+
 def compile_launch(
     kernel: JITFunction, *args: Any, grid: tuple, warmup: bool, **options: Any
 ) -> None:
@@ -62,6 +70,9 @@ def compile_launch(
             "target": f".target sm_{target.arch}" in binary.asm["ptx"],
             "binary": len(binary.asm["cubin"]),
             "shared": binary.metadata.shared,
+            "warps": binary.metadata.num_warps,
+            "divisions": sorted(set(re.findall(r"\b(?:div|rcp)\.[\w.]+", binary.asm["ptx"]))),
+            "phases": phases_of(binary.asm["ptx"]),
         }
     )
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from importlib import import_module
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -71,6 +72,31 @@ def largest_tensor() -> Callable[..., int]:
         return mode.numel
 
     return call
+
+
+class _SloppyDivision(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func.overloadpacket is torch.ops.aten.div:
+            result = result.nextafter(2 * result)
+        return result
+
+
+@pytest.fixture
+def sloppy_division(monkeypatch) -> _SloppyDivision:
+    """Quotients that are a step too large, by PyTorch and in Triton's interpreter."""
+    divide = np.divide
+
+    def sloppy(a, b):
+        result = divide(a, b)
+        return np.nextafter(result, 2 * result)
+
+    builder = import_module("triton.runtime.interpreter").InterpreterBuilder
+    for name in ("create_fdiv", "create_precise_divf"):
+        monkeypatch.setattr(
+            builder, name, lambda self, lhs, rhs, **_: self.binary_op(lhs, rhs, sloppy)
+        )
+    return _SloppyDivision()
 
 
 @pytest.fixture

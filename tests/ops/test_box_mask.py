@@ -194,6 +194,14 @@ def test_long_components(run):
         assert torch.equal(mask, reference_mask(pattern[None, None]))
 
 
+def test_programs_do_not_meet(run, random_maps):
+    """Many at once, each with components of its own, several times the same."""
+    maps = random_maps(3, 16, 24, 24)
+    expected = reference_mask(maps)
+    for _ in range(1 if run.interpreted else 10):
+        assert torch.equal(run(ops.box_mask, maps), expected)
+
+
 def test_larger_than_a_block(run):
     maps = torch.zeros(1, 1, 129, 65)
     maps[..., 3:120, 5] = maps[..., 119, 5:60] = 1

@@ -37,3 +37,16 @@ def test_kernels_compile_ahead_of_time(tmp_path, sm):
         assert launch["target"] and launch["binary"] > 0, launch
         assert launch["shared"] <= SHARED[sm], launch
         assert all(size < 2**16 for size in launch["grid"][1:]), launch
+        # Not div.full or rcp.approx: a quotient of equal numbers is 1, and no map exceeds it.
+        assert set(launch["divisions"]) <= {"div.rn.f32"}, launch
+    dividing = {x["kernel"] for x in launches if x["divisions"]}
+    assert dividing == {"_reciprocal_sum_kernel", "_min_max_kernel", "_soft_iou_kernel"}
+    # Triton's interpreter runs a program's threads in step and sees no barrier; the code for a GPU
+    # shows where they stand. With one warp the compiler adds none of its own for reductions. A map
+    # is loaded and the planes are set; then, with a barrier at every step, labels are compared,
+    # lowered, followed and stored; edges are found; boxes are read and corners cleared, drawn and
+    # summed.
+    phases = {
+        x["phases"] for x in launches if x["kernel"] == "_box_mask_kernel" and x["warps"] == 1
+    }
+    assert phases == {"LS|L|A|L|S|A|LS|A|LS"}

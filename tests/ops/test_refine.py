@@ -141,6 +141,19 @@ def test_properties(shape, seed, scale):
     assert torch.equal(outside, result)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_maps_stay_in_range_where_quotients_are_rounded_up(run, sloppy_division, dtype):
+    """As by Triton's own division on a GPU: what is above 1 would stop an evaluation."""
+    # A span so large that the 1e-8 of the denominator is lost in it, so that the largest is 1.
+    args = [x.to(dtype) for x in arguments(2, 5, 4, 4)]
+    args[0] = 50 * args[0]
+    low, high = run(ops.refine, *args).aminmax()
+    assert low == 0 and high == 1
+    with sloppy_division:
+        low, high = run(ops.refine, *args).aminmax()
+    assert low == 0 and high == 1
+
+
 def test_flat_maps_become_zero(run):
     affinity, maps, mask = arguments(1, 2, 3, 3)
     assert not run(ops.refine, affinity, maps, 0 * mask).any()

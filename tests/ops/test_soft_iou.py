@@ -67,6 +67,15 @@ def test_alike_and_disjoint_maps(run):
     np.testing.assert_allclose(iou, reference(maps.numpy()), rtol=0, atol=5e-7)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_it_stays_in_range_where_quotients_are_rounded_up(run, sloppy_division, dtype):
+    """As by Triton's own division on a GPU."""
+    maps = maps_of(5, 4, 4).to(dtype)
+    with sloppy_division:
+        iou = run(ops.soft_iou, maps)
+    assert (iou.diagonal() == 1).all() and iou.max() == 1
+
+
 def test_zero_maps(run):
     maps = maps_of(3, 4, 4)
     maps[[0, 2]] = 0

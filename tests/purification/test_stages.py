@@ -33,6 +33,23 @@ def test_class_activation_maps(seed, queries, batch):
         torch.testing.assert_close(spanned, expected, atol=1e-6, rtol=1e-5)
 
 
+class SloppyDivision(TorchDispatchMode):
+    """Quotients that are a step too large, as compiled for a GPU."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func.overloadpacket is torch.ops.aten.div:
+            result = result.nextafter(2 * result)
+        return result
+
+
+def test_activation_maps_stay_in_range_where_quotients_are_rounded_up():
+    with SloppyDivision():
+        normalized = stages.normalize(random(2, 3, 4, 5))
+    assert normalized.min() == 0 and normalized.max() == 1
+    assert stages.normalize(torch.full((1, 2, 2, 2), torch.nan)).isnan().all()
+
+
 def test_consistency_is_the_formula():
     p, r = random(2, 3, 4, 5), random(2, 3, 4, 5, seed=1)
     result = stages.consistency(p, r)
