@@ -120,7 +120,7 @@ def gallery(path: Path) -> None:
         scene = draw_scene(seed)
         found = [model(inputs(scene.image))[0]["label_map"] for model in (base, ours)]
         scores = [miou(confusion_of(labels, scene.labels)) for labels in found]
-        maps = [found[0].numpy(), found[1].numpy(), scene.labels]
+        maps = [*(labels.cpu().numpy() for labels in found), scene.labels]
         titles = [
             f"scene {seed}",
             f"ClearCLIP alone: mIoU {scores[0]:.0f}",
@@ -178,7 +178,7 @@ class Purified:
         self.affinity = affinity @ affinity
         self.grid = features.grid
         self.patch = model.encoder.patch_size[0]
-        self.labels = model.segment(encoded)[0]["label_map"].numpy()
+        self.labels = model.segment(encoded)[0]["label_map"].cpu().numpy()
         self.threshold = head.redundancy_threshold
 
     def fate(self, index: int) -> tuple[str, str]:

@@ -20,6 +20,9 @@ def add_freecp_config(cfg: CfgNode) -> None:
     # Short and long side that test images are resized to. A short side of 0: they keep their size.
     cfg.INPUT.MIN_SIZE_TEST = 448
     cfg.INPUT.MAX_SIZE_TEST = 2048
+    # True: images are turned as their EXIF data say. False: they are read as they are stored, for
+    # data sets whose label maps were drawn on them so.
+    cfg.INPUT.EXIF_ORIENTATION = True
 
     clip = cfg.MODEL.CLIP = CfgNode()
     # The name of an open_clip ViT, or the path of an open_clip model config (JSON).
@@ -85,20 +88,42 @@ def add_freecp_config(cfg: CfgNode) -> None:
 
 
 def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
-    """The frozen config of a command line; without a CUDA device, "cuda" becomes "cpu" and is said.
+    """The frozen config of a command line, on the CPU where it asks for CUDA and there is none.
 
     The protocol of a base method alone is written into it
     (:func:`freecp_d2.data.benchmarks.protocols.with_protocol`).
 
     Args:
         opts: KEY VALUE pairs that override the file.
+
+    Raises:
+        ValueError: see :func:`choose_device`.
     """
     cfg = get_cfg()
     add_freecp_config(cfg)
     cfg.merge_from_file(config_file)
     cfg.merge_from_list(list(opts))
-    if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
-        log.warning("No CUDA device found: MODEL.DEVICE is cpu")
-        cfg.MODEL.DEVICE = "cpu"
+    choose_device(cfg)
     cfg.freeze()
     return with_protocol(cfg)
+
+
+def choose_device(cfg: CfgNode) -> None:
+    """Make MODEL.DEVICE, "cuda" or "cuda:1", "cpu" where torch finds no CUDA device, and say so.
+
+    Raises:
+        ValueError: it is no device, or a CUDA device of a higher number than this machine has.
+    """
+    try:
+        device = torch.device(cfg.MODEL.DEVICE)
+    except RuntimeError:
+        raise ValueError(
+            f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}; choose cpu, cuda, or cuda:1 for the second"
+        ) from None
+    if device.type != "cuda":
+        return
+    if not torch.cuda.is_available():
+        log.warning("No CUDA device found: MODEL.DEVICE is cpu, not %s", cfg.MODEL.DEVICE)
+        cfg.MODEL.DEVICE = "cpu"
+    elif (device.index or 0) >= (count := torch.cuda.device_count()):
+        raise ValueError(f"MODEL.DEVICE is {device}; this machine has {count}, counted from 0")

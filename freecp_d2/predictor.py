@@ -16,15 +16,14 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import Metadata
-from detectron2.data.detection_utils import _apply_exif_orientation
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.visualizer import Visualizer
 from PIL import Image
 from torch import Tensor
 
-from .config import load_config
+from .config import choose_device, load_config
 from .data import Vocabulary, load_vocabulary, normalized_name
-from .data.mapper import InferenceMapper, read_image, resize_shortest_edge, to_eight_bits
+from .data.mapper import InferenceMapper, read_image, resize_shortest_edge, to_pixels
 from .data.vocabulary import PACKAGED
 from .meta_arch import EncodedImages, FreeCP, configured_vocabulary
 from .sliding_window import WindowMean, upsample
@@ -63,7 +62,8 @@ class Segmentation:
     """An image in classes, K of them with the background.
 
     Attributes:
-        image: (H, W, 3) uint8 RGB, turned as its EXIF data say.
+        image: (H, W, 3) uint8 RGB, turned as its EXIF data say, unless INPUT.EXIF_ORIENTATION is
+            False.
         label_map: (H, W) int64, indices into `class_names`.
         class_names: the first name of each class; "background" first where it is scored.
         scores: (K,) float32 in [0, 1], the highest score of each class in the image.
@@ -227,10 +227,10 @@ class FreeCPPredictor:
         """
         words = self.prepare(vocabulary, background)
         if isinstance(image, str | os.PathLike | Image.Image | np.ndarray):
-            return self._segment(_pixels(image), image, words)
+            return self._segment(self._pixels(image), image, words)
         if isinstance(image, Tensor | Mapping | bytes) or not isinstance(image, Iterable):
             raise _no_image(image)
-        results = (self._segment(_pixels(one), one, words) for one in image)
+        results = (self._segment(self._pixels(one), one, words) for one in image)
         return list(results) if isinstance(image, list) else results
 
     def encode(self, image: ImageLike) -> EncodedImage:
@@ -238,7 +238,7 @@ class FreeCPPredictor:
 
         Args and errors are those of one image of a call.
         """
-        pixels = _pixels(image)
+        pixels = self._pixels(image)
         source = self._source(pixels, image)
         if not self.purifies:
             return EncodedImage(pixels, source, None)
@@ -350,6 +350,9 @@ class FreeCPPredictor:
         with self._using(words):
             return words
 
+    def _pixels(self, image: object) -> np.ndarray:
+        return _pixels(image, self._mapper.exif_orientation)
+
     def _source(self, pixels: np.ndarray, image: object) -> dict[str, Any]:
         """Detectron2's dict of an image."""
         resized = resize_shortest_edge(pixels, self._mapper.min_size, self._mapper.max_size)
@@ -391,7 +394,7 @@ class FreeCPPredictor:
         consistency = np.full(count, np.nan, dtype=np.float32)
         removed = []
         if self.purifies:
-            consistency[len(before) :] = result["consistency"].numpy()
+            consistency[len(before) :] = result["consistency"].cpu().numpy()
             winners: dict[int, list[int]] = {}
             for loser, winner in result["ambiguous_losses"]:
                 winners.setdefault(loser, []).append(winner)
@@ -448,6 +451,7 @@ def _config(config: CfgNode | str | os.PathLike, opts: Sequence[str]) -> CfgNode
             cfg = config.clone()
             cfg.defrost()
             cfg.merge_from_list(list(opts))
+            choose_device(cfg)
         else:
             name = os.fspath(config)
             named = not name.endswith((".yaml", ".yml"))
@@ -516,19 +520,17 @@ def _words(vocabulary: Any) -> Vocabulary:
     return Vocabulary(tuple(classes))
 
 
-def _pixels(image: object) -> np.ndarray:
+def _pixels(image: object, exif_orientation: bool) -> np.ndarray:
     """(H, W, 3) uint8 RGB of a path, a PIL image or an array."""
     if isinstance(image, str | os.PathLike):
         if not PathManager.isfile(os.fspath(image)):
             what = "a folder, not an image" if os.path.isdir(image) else "no such file"
             raise FileNotFoundError(f"{os.fspath(image)}: {what}; check the path")
-        return read_image(image)
+        return read_image(image, exif_orientation=exif_orientation)
     if isinstance(image, Image.Image):
-        if image.mode == "F":
-            raise ValueError("a PIL image of floats, whose range is unknown; convert it to RGB")
         try:
-            return np.asarray(to_eight_bits(_apply_exif_orientation(image)).convert("RGB"))
-        except OSError as error:
+            return to_pixels(image, "a PIL image", exif_orientation)
+        except (OSError, ValueError) as error:
             raise ValueError(f"a PIL image that cannot be read ({error}); replace it") from error
     if not isinstance(image, np.ndarray):
         raise _no_image(image)

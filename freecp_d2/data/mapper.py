@@ -1,13 +1,23 @@
 """What the model takes of an image on disk."""
 
 import copy
+import logging
+import os
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data.detection_utils import check_image_size
 
-from .images import load_label_map, open_image, read_image, resize_shortest_edge, to_eight_bits
+from .benchmarks.protocols import with_protocol
+from .images import (
+    TURN,
+    load_label_map,
+    open_image,
+    read_image,
+    read_with_orientation,
+    resize_shortest_edge,
+)
 
 __all__ = [
     "InferenceMapper",
@@ -15,10 +25,8 @@ __all__ = [
     "open_image",
     "read_image",
     "resize_shortest_edge",
-    "to_eight_bits",
 ]
-
-from .benchmarks.protocols import with_protocol
+log = logging.getLogger(__name__)
 
 
 class InferenceMapper:
@@ -30,13 +38,16 @@ class InferenceMapper:
     Args:
         min_size, max_size: as in :func:`resize_shortest_edge`.
         image_format: RGB or BGR.
+        exif_orientation: whether images are turned as their EXIF data say.
 
     Raises:
         ValueError: an argument out of range.
     """
 
     @configurable
-    def __init__(self, *, min_size: int, max_size: int, image_format: str):
+    def __init__(
+        self, *, min_size: int, max_size: int, image_format: str, exif_orientation: bool = True
+    ):
         if image_format not in ("RGB", "BGR"):
             raise ValueError(f"INPUT.FORMAT is {image_format!r}; choose RGB or BGR")
         if min_size < 0 or max_size < 1:
@@ -47,6 +58,7 @@ class InferenceMapper:
         self.min_size = min_size
         self.max_size = max_size
         self.image_format = image_format
+        self.exif_orientation = exif_orientation
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -56,12 +68,15 @@ class InferenceMapper:
             "min_size": cfg.INPUT.MIN_SIZE_TEST,
             "max_size": cfg.INPUT.MAX_SIZE_TEST,
             "image_format": cfg.INPUT.FORMAT,
+            "exif_orientation": cfg.INPUT.EXIF_ORIENTATION,
         }
 
     def __call__(self, dataset_dict: dict) -> dict:
         """A copy of `dataset_dict` with `image`, (3, H, W) uint8, and without annotations.
 
-        `height` and `width`, the image's size before it was resized, are set where missing.
+        `height` and `width`, the image's size before it was resized, are set where missing. An
+        image that was turned, and whose label map has the size of the image as it was, is named in
+        a warning.
 
         Raises:
             FileNotFoundError, ValueError: see :func:`read_image`; also when the image's size is
@@ -69,9 +84,32 @@ class InferenceMapper:
         """
         dataset_dict = copy.deepcopy(dataset_dict)
         dataset_dict.pop("annotations", None)
-        dataset_dict.pop("sem_seg_file_name", None)
-        image = read_image(dataset_dict["file_name"], self.image_format)
+        truth = dataset_dict.pop("sem_seg_file_name", None)
+        path = dataset_dict["file_name"]
+        image, orientation = read_with_orientation(path, self.exif_orientation)
+        if self.exif_orientation and orientation in TURN and truth is not None:
+            _compare_with_truth(path, orientation, image.shape[:2], truth)
         check_image_size(dataset_dict, image)
         image = resize_shortest_edge(image, self.min_size, self.max_size)
+        if self.image_format == "BGR":
+            image = image[:, :, ::-1]
         dataset_dict["image"] = torch.from_numpy(image.transpose(2, 0, 1).copy())
         return dataset_dict
+
+
+def _compare_with_truth(
+    path: str, orientation: int, size: tuple[int, ...], truth: str | os.PathLike
+) -> None:
+    """Warn of an image, turned to (H, W), whose label map has its size before that."""
+    stored = size if orientation >= 5 else size[::-1]
+    with open_image(truth) as labels:
+        unturned = labels.size == stored
+    if unturned:
+        log.warning(
+            "%s is turned by its EXIF orientation %d, and its label map has the size of the image "
+            "as it was, %d x %d: where label maps were drawn on images as they were, set "
+            "INPUT.EXIF_ORIENTATION False",
+            path,
+            orientation,
+            *stored,
+        )
