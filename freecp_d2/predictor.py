@@ -529,7 +529,7 @@ def _pixels(image: object, exif_orientation: bool) -> np.ndarray:
         return read_image(image, exif_orientation=exif_orientation)
     if isinstance(image, Image.Image):
         try:
-            return to_pixels(image, "a PIL image", exif_orientation)
+            return to_pixels(image, "a PIL image", exif_orientation)[0]
         except (OSError, ValueError) as error:
             raise ValueError(f"a PIL image that cannot be read ({error}); replace it") from error
     if not isinstance(image, np.ndarray):

@@ -1,9 +1,12 @@
 """Images of every kind become (H, W, 3) uint8, bad files one-line errors."""
 
+import io
 import itertools
+import logging
 import struct
 import warnings
 import zlib
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -15,7 +18,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from freecp_d2 import add_freecp_config
-from freecp_d2.data.mapper import InferenceMapper, read_image, resize_shortest_edge
+from freecp_d2.data.mapper import (
+    InferenceMapper,
+    load_label_map,
+    read_image,
+    resize_shortest_edge,
+    to_pixels,
+)
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +97,122 @@ def test_thirty_two_bits_holding_sixteen(pixels, save):
     np.testing.assert_array_equal(read(path), gray3(pixels[:, :, 0]))
 
 
+def said(caplog, path: str) -> list[str]:
+    """The warnings that name a file."""
+    messages = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    return [message for message in messages if path in message]
+
+
+@pytest.mark.parametrize("bits", [8, 9, 10, 11, 12, 13, 14, 15, 16])
+@pytest.mark.parametrize("name", ["image.png", "image.tif", "image.pgm", "wide.tif", "big.tif"])
+def test_low_bits_of_sixteen_are_stretched_and_said(save, caplog, bits, name):
+    """Depths between 8, 10, 12, 14 and 16 count as the next."""
+    values = np.linspace(0, (1 << bits) - 1, 600).round().astype(np.uint16).reshape(20, 30)
+    if name == "big.tif":
+        picture = Image.frombytes("I;16B", (30, 20), values.astype(">u2").tobytes())
+    else:
+        picture = Image.fromarray(values.astype(np.int32) if name == "wide.tif" else values)
+    path = save(picture, name)
+    got = read(path)
+    shift = (bits + bits % 2) - 8
+    np.testing.assert_array_equal(got, gray3((values >> shift).astype(np.uint8)))
+    assert got.max() >= 127
+    assert np.array_equal(read(path), got)  # once a file
+    assert len(said(caplog, path)) == (bits < 15)
+    if bits < 15:
+        assert f"read as {shift + 8} bits" in said(caplog, path)[0]
+
+
+def test_the_case_of_twelve_bits(caplog):
+    """The shared case: values up to 4016; it was nearly black."""
+    path = str(Path(__file__).parent / "grey_12_bits_in_16.png")
+    values = cv2.imread(path, cv2.IMREAD_UNCHANGED)
+    np.testing.assert_array_equal(read(path), gray3((values >> 4).astype(np.uint8)))
+    assert read(path).max() == 251 and len(said(caplog, path)) == 1
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+@pytest.mark.parametrize(
+    ("name", "channels"),
+    [
+        *itertools.product(["image.png", "image.tif", "image.jp2"], [3, 4]),
+        ("image.ppm", 3),
+    ],
+)
+def test_colours_of_low_bits(tmp_path, caplog, name, bits, channels):
+    """Pillow keeps the upper 8 bits of 16; of 14 that is a quarter of the range, of 12 nothing."""
+    ramp = np.linspace(0, (1 << bits) - 1, 64 * 96).round().astype(np.uint16).reshape(64, 96)
+    bgr = np.stack([ramp, ramp[::-1], ramp[:, ::-1], np.full_like(ramp, 65535)], axis=2)
+    path = str(tmp_path / name)
+    assert cv2.imwrite(path, np.ascontiguousarray(bgr[:, :, :channels]))
+    got = read(path).astype(int)
+    want = bgr[:, :, 2::-1] >> (bits - 8)
+    # Pillow rounds PPM; JPEG 2000 loses a little, more where few bits are used.
+    tolerance = {"image.ppm": 1, "image.jp2": 30 if bits < 12 else 8}.get(name, 0)
+    difference = np.abs(got - want)
+    assert (difference.max() if name != "image.jp2" else difference.mean()) <= tolerance
+    assert len(said(caplog, path)) == (bits < 16)
+
+
+def test_gray_with_alpha_of_low_bits(tmp_path):
+    values = np.arange(600, dtype=np.uint16).reshape(20, 30)
+    rows = np.stack([values, np.full_like(values, 65535)], axis=2).astype(">u2")
+    path = tmp_path / "la.png"
+    path.write_bytes(png(30, 20, 16, 4, rows))
+    np.testing.assert_array_equal(read(str(path)), gray3((values >> 2).astype(np.uint8)))
+
+
+def test_low_bits_are_turned_too(tmp_path, save):
+    """OpenCV, which reads them, ignores what EXIF data say."""
+    colors = np.linspace(0, 4095, 20 * 30 * 3).astype(np.uint16).reshape(20, 30, 3)
+    plain = str(tmp_path / "plain.png")
+    cv2.imwrite(plain, colors)
+    exif = Image.Exif()
+    exif[274] = 6
+    data = Path(plain).read_bytes()
+    block = exif.tobytes()[6:]
+    chunk = b"eXIf" + block
+    chunk = struct.pack(">I", len(block)) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    turned = tmp_path / "turned.png"
+    turned.write_bytes(data[:33] + chunk + data[33:])
+    upright = read(plain)
+    np.testing.assert_array_equal(read(str(turned)), np.rot90(upright, -1))
+    np.testing.assert_array_equal(read(str(turned), exif_orientation=False), upright)
+
+
+@pytest.mark.parametrize("values", [[-1, 5], [0, 65536], [0, 2**31 - 1]])
+def test_integers_without_a_range_are_refused(save, values):
+    path = save(Image.fromarray(np.array([values], dtype=np.int32)), "image.tif")
+    with pytest.raises(ValueError, match="whose range is unknown; convert") as error:
+        read(path)
+    one_line(error, path)
+
+
+def test_a_dark_image_of_eight_bits_stays_dark(save, caplog):
+    dark = np.arange(60, dtype=np.uint8).reshape(4, 5, 3)
+    for name in ("image.png", "image.tif", "image.ppm"):
+        path = save(Image.fromarray(dark), name)
+        np.testing.assert_array_equal(read(path), dark)
+        assert not said(caplog, path)
+    black = save(Image.fromarray(np.zeros((4, 5), np.uint16)))
+    assert not read(black).any() and not said(caplog, black)
+
+
+def test_low_bits_that_are_lost_are_refused(tmp_path):
+    """A PIL image of colours has no file to read again; OpenCV reads neither SGI nor CMYK."""
+    colors = np.full((20, 30, 3), 4000, dtype=np.uint16)
+    cv2.imwrite(str(tmp_path / "deep.png"), colors)
+    with Image.open(tmp_path / "deep.png") as image:
+        with pytest.raises(ValueError, match="only low ones are used.*give the path"):
+            to_pixels(image, "a PIL image")
+    header = struct.pack(">HBBHHHHII", 474, 0, 2, 3, 30, 20, 3, 0, 4095) + bytes(492)
+    path = tmp_path / "deep.sgi"
+    path.write_bytes(header + colors.astype(">u2").transpose(2, 0, 1).tobytes())
+    with pytest.raises(ValueError, match="only low ones are used") as error:
+        read(str(path))
+    one_line(error, str(path))
+
+
 def test_cmyk(pixels, save):
     image = Image.fromarray(pixels).convert("CMYK")
     np.testing.assert_array_equal(read(save(image, "image.tif")), pixels)
@@ -107,7 +232,13 @@ def test_exif_orientation(pixels, save, orientation):
         7: np.rot90(pixels, 2).transpose(1, 0, 2),
         8: np.rot90(pixels),
     }[orientation]
-    np.testing.assert_array_equal(read(save(Image.fromarray(pixels), exif=exif)), turned)
+    for name in ("image.png", "image.jpg", "image.tif"):
+        path = save(Image.fromarray(pixels), name, exif=exif)
+        if name != "image.jpg":
+            np.testing.assert_array_equal(read(path), turned)
+            np.testing.assert_array_equal(read(path, exif_orientation=False), pixels)
+        assert read(path).shape == turned.shape
+        assert read(path, exif_orientation=False).shape == pixels.shape
 
 
 def one_line(error: pytest.ExceptionInfo, path: str) -> str:
@@ -165,18 +296,119 @@ def test_floats(pixels, save):
     one_line(error, path)
 
 
-def test_decompression_bomb(tmp_path):
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        body = kind + data
+def png(width: int, height: int, depth: int, kind: int, rows: np.ndarray | None = None) -> bytes:
+    """A PNG of any bit depth and colour type; without rows, of no pixels."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        body = name + data
         return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
 
-    header = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
-    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+    data = b"" if rows is None else zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    header = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
+    parts = chunk(b"IHDR", header), chunk(b"IDAT", data), chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def test_decompression_bomb(tmp_path):
     path = tmp_path / "bomb.png"
-    path.write_bytes(png)
+    path.write_bytes(png(60000, 60000, 8, 2))
     with pytest.raises(Image.DecompressionBombError) as error:
         read_image(path)
     one_line(error, str(path))
+
+
+LABELS = np.array([[0, 1, 2, 3], [20, 150, 254, 255]])
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("labels.png", np.uint8),
+        ("labels.png", np.uint16),
+        ("labels.tif", np.uint8),
+        ("labels.tif", np.uint16),
+        ("labels.tif", np.int32),
+        ("labels.tif", np.float32),
+        ("labels.bmp", np.uint8),
+        ("labels.pgm", np.uint8),
+        ("labels.pgm", np.uint16),
+        ("labels.tga", np.uint8),
+    ],
+)
+def test_label_maps_are_exact(save, name, dtype):
+    labels = load_label_map(save(Image.fromarray(LABELS.astype(dtype)), name))
+    assert labels.dtype == int and labels.flags.writeable
+    np.testing.assert_array_equal(labels, LABELS)
+
+
+def test_label_maps_of_large_and_negative_ids(save):
+    large = np.array([[-1, -32768, 0, 65535, 2**31 - 1]], dtype=np.int32)
+    np.testing.assert_array_equal(load_label_map(save(Image.fromarray(large), "l.tif")), large)
+    deep = np.array([[0, 300, 65535]], dtype=np.uint16)
+    np.testing.assert_array_equal(load_label_map(save(Image.fromarray(deep))), deep)
+    with pytest.raises(ValueError, match="value 300 is no class id"):
+        load_label_map(save(Image.fromarray(deep)), np.uint8)
+
+
+def test_label_maps_of_palettes_are_their_indices(save):
+    image = Image.fromarray(LABELS.astype(np.uint8), mode="P")
+    image.putpalette(np.random.default_rng(0).integers(0, 256, 768, dtype=np.uint8).tobytes())
+    for options in ({}, {"transparency": 3}):
+        np.testing.assert_array_equal(load_label_map(save(image, **options)), LABELS)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8])
+def test_label_maps_of_few_bits(tmp_path, depth):
+    """Pillow multiplies grey of 2 and 4 bits so that it fills 8."""
+    ids = np.arange(16).reshape(2, 8) % (1 << depth)
+    bits = np.unpackbits(ids.astype(np.uint8)[..., None], axis=2)[..., 8 - depth :]
+    path = tmp_path / "labels.png"
+    path.write_bytes(png(8, 2, depth, 0, np.packbits(bits.reshape(2, -1), axis=1)))
+    np.testing.assert_array_equal(load_label_map(path), ids)
+
+
+@pytest.mark.parametrize("name", ["labels.png", "labels.jpg"])
+@pytest.mark.parametrize("kind", ["jpeg", "webp", "jpeg2000", "avif", "gif", "tiff"])
+def test_label_maps_of_lossy_formats_are_refused(save, tmp_path, name, kind):
+    """By their content, whatever they are called; nobody sees from outside what was lost."""
+    content = io.BytesIO()
+    options = {"compression": "jpeg"} if kind == "tiff" else {}
+    Image.fromarray(np.full((20, 30), 3, np.uint8)).save(content, kind, **options)
+    (tmp_path / name).write_bytes(content.getvalue())
+    with pytest.raises(ValueError, match="fetch the label map as a PNG") as error:
+        load_label_map(tmp_path / name)
+    assert {"tiff": "JPEG"}.get(kind, kind.upper()) in one_line(error, str(tmp_path / name))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "CMYK"])
+def test_label_maps_of_several_channels_are_refused(pixels, save, mode):
+    path = save(Image.fromarray(pixels).convert(mode), "l.tif" if mode == "CMYK" else "l.png")
+    with pytest.raises(ValueError, match="one channel of class ids") as error:
+        load_label_map(path)
+    one_line(error, path)
+
+
+@pytest.mark.parametrize("value", [0.7, -0.5, 2.999, float("nan"), float("inf")])
+def test_label_maps_of_fractions_are_refused(save, value):
+    path = save(Image.fromarray(np.array([[1.0, value]], dtype=np.float32)), "labels.tif")
+    with pytest.raises(ValueError, match="is no class id; a label map holds whole") as error:
+        load_label_map(path)
+    one_line(error, path)
+
+
+def test_label_maps_that_pillow_scales_or_inverts_are_refused(tmp_path):
+    path = tmp_path / "labels.pgm"
+    path.write_bytes(b"P5 2 1 20 \x01\x14")
+    with pytest.raises(ValueError, match="a maximum of 20"):
+        load_label_map(path)
+    entries = [(256, 2), (257, 1), (258, 8), (259, 1), (262, 0), (273, 8), (277, 1), (278, 1)]
+    table = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in [*entries, (279, 2)])
+    header = b"II*\0" + struct.pack("<I", 10) + b"\x01\x14" + struct.pack("<H", 9)
+    path.write_bytes(header + table + bytes(4))
+    with Image.open(path) as image:
+        assert np.array(image).tolist() == [[254, 235]]
+    with pytest.raises(ValueError, match="WhiteIsZero"):
+        load_label_map(path)
 
 
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 120), st.integers(1, 200))
@@ -243,3 +475,34 @@ def test_mapper_checks_the_size(pixels, save):
 def test_mapper_checks_the_config(key, value):
     with pytest.raises(ValueError, match=f"INPUT.{key}"):
         configured(**{key: value})
+
+
+@pytest.mark.parametrize("name", ["image.png", "image.tif"])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+@pytest.mark.parametrize("label_size", [(20, 30), (30, 20), (7, 7)])
+def test_a_turned_image_with_label_maps_that_are_not(
+    pixels, save, caplog, name, orientation, label_size
+):
+    exif = Image.Exif()
+    exif[274] = orientation
+    path = save(Image.fromarray(pixels), name, exif=exif)
+    labels = save(Image.fromarray(np.zeros(label_size, np.uint8)), "labels.png")
+    record = {"file_name": path, "sem_seg_file_name": labels}
+    turned = configured(MIN_SIZE_TEST=0)(record)
+    assert (turned["height"], turned["width"]) == ((30, 20) if orientation == 6 else (20, 30))
+    expected = orientation != 1 and label_size == (20, 30)
+    assert len(said(caplog, path)) == expected
+    if expected:
+        assert "30 x 20" in said(caplog, path)[0]
+        assert "INPUT.EXIF_ORIENTATION False" in said(caplog, path)[0]
+    caplog.clear()
+    mapped = configured(MIN_SIZE_TEST=0, EXIF_ORIENTATION=False)(record)
+    assert (mapped["height"], mapped["width"]) == (20, 30) and not said(caplog, path)
+    np.testing.assert_array_equal(mapped["image"].permute(1, 2, 0), pixels)
+
+
+def test_a_turned_image_without_a_label_map_is_mapped(pixels, save, caplog):
+    exif = Image.Exif()
+    exif[274] = 6
+    path = save(Image.fromarray(pixels), exif=exif)
+    assert configured()({"file_name": path})["height"] == 30 and not said(caplog, path)
