@@ -23,7 +23,8 @@ from torch import Tensor
 
 from .config import choose_device, load_config
 from .data import Vocabulary, load_vocabulary, normalized_name
-from .data.mapper import InferenceMapper, read_image, resize_shortest_edge, to_pixels
+from .data.images import read_image, resize_shortest_edge, to_pixels
+from .data.mapper import InferenceMapper
 from .data.vocabulary import PACKAGED
 from .meta_arch import EncodedImages, FreeCP, configured_vocabulary
 from .sliding_window import WindowMean, upsample

@@ -18,13 +18,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from freecp_d2 import add_freecp_config
-from freecp_d2.data.mapper import (
-    InferenceMapper,
-    load_label_map,
-    read_image,
-    resize_shortest_edge,
-    to_pixels,
-)
+from freecp_d2.data.images import load_label_map, read_image, resize_shortest_edge, to_pixels
+from freecp_d2.data.mapper import InferenceMapper
 
 
 @pytest.fixture(scope="module")
