@@ -32,6 +32,8 @@ from .sliding_window import WindowMean, upsample
 ROOT = Path(__file__).resolve().parents[1]
 CACHED_VOCABULARIES = 32
 """How many vocabularies' text features a predictor keeps."""
+FILE_SUFFIXES = ".txt .json .csv .tsv .yaml .yml .names .lst .list .py .md".split()
+"""A word that ends so is the path of a file, there or not, and no class."""
 _UNUSED = Vocabulary((("unused",),))
 
 ImageLike: TypeAlias = str | os.PathLike | Image.Image | np.ndarray
@@ -505,10 +507,7 @@ def _words(vocabulary: Any) -> Vocabulary:
     if isinstance(vocabulary, str | os.PathLike):
         path = os.fspath(vocabulary)
         if not path.startswith(PACKAGED) and not os.path.isfile(path):
-            raise FileNotFoundError(
-                f"vocabulary {path!r}: there is no such file; give a list of names, or the path "
-                "of a file with one class a line"
-            )
+            raise FileNotFoundError(f"vocabulary {path!r}: {_no_vocabulary(vocabulary)}")
         return load_vocabulary(path)
     if not isinstance(vocabulary, Sequence):
         raise TypeError(f"a vocabulary is a list of names or a file, not {type(vocabulary)}")
@@ -519,6 +518,32 @@ def _words(vocabulary: Any) -> Vocabulary:
             raise TypeError(f"class {number} must be a name or a list of names, not {entry!r}")
         classes.append(tuple(name.strip() for name in names))
     return Vocabulary(tuple(classes))
+
+
+def names_a_file(text: str) -> bool:
+    """Whether words are the path of a vocabulary's file rather than class names.
+
+    They are where there is such a file, or where they look like one: "words.txt", "../words".
+    """
+    if os.path.isfile(text) or text.startswith(PACKAGED):
+        return True
+    path = Path(text)
+    return "," not in text and (
+        path.suffix.lower() in FILE_SUFFIXES or text.startswith(("/", "./", "../", "~/"))
+    )
+
+
+def _no_vocabulary(given: str | os.PathLike) -> str:
+    """Why it is no file of a vocabulary, and what was meant perhaps."""
+    if os.path.isdir(given):
+        return "this is a folder; give the path of a file with one class a line"
+    if not isinstance(given, str) or names_a_file(given):
+        return "there is no such file; check the path"
+    names = [name.strip() for name in given.split(",") if name.strip()]
+    return (
+        f"there is no such file; give a list of names, {names}, or the path of a file with one "
+        "class a line"
+    )
 
 
 def _pixels(image: object, exif_orientation: bool) -> np.ndarray:

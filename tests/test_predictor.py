@@ -1,7 +1,10 @@
 """FreeCPPredictor against the meta-architecture it stands on, and beside other code."""
 
+import inspect
 import threading
+from pathlib import Path
 
+import cv2
 import matplotlib
 import numpy as np
 import pytest
@@ -149,6 +152,61 @@ def test_exif_orientation(predictor, image, tmp_path):
     with Image.open(turned) as opened:
         for same in (turned, opened):
             assert np.array_equal(predictor(same, WORDS).image, image)
+
+
+def test_exif_orientation_is_switched_off(image, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = np.ascontiguousarray(np.rot90(image))
+    Image.fromarray(stored).save(tmp_path / "turned.png", exif=exif)
+    predictor = FreeCPPredictor("scenes/clearclip", [*OPTS, "INPUT.EXIF_ORIENTATION", "False"])
+    with Image.open(tmp_path / "turned.png") as opened:
+        for same in (tmp_path / "turned.png", opened):
+            assert np.array_equal(predictor.encode(same).image, stored)
+
+
+def test_images_of_low_bits_are_seen(predictor, tmp_path):
+    """12 bits in 16: grey as a file and as a PIL image, colours as a file; they were black."""
+    values = np.linspace(0, 4095, 40 * 50).astype(np.uint16).reshape(40, 50)
+    want = np.repeat((values >> 4).astype(np.uint8)[:, :, None], 3, axis=2)
+    gray, colors = str(tmp_path / "gray.png"), str(tmp_path / "colors.png")
+    cv2.imwrite(gray, values)
+    cv2.imwrite(colors, np.stack([values] * 3, axis=2))
+    with Image.open(gray) as opened:
+        for same in (gray, colors, opened):
+            assert np.array_equal(predictor.encode(same).image, want)
+    with Image.open(colors) as opened, pytest.raises(ValueError, match="give the path"):
+        predictor.encode(opened)
+    floats = Image.fromarray(values.astype(np.float32))
+    with pytest.raises(ValueError, match="a PIL image that cannot be read .*floats"):
+        predictor.encode(floats)
+
+
+def test_tensors_go_to_numpy_by_the_cpu(predictor, image, monkeypatch):
+    """What CUDA enforces: here a tensor says whether it came from `.cpu()`."""
+    cpu, numpy = torch.Tensor.cpu, torch.Tensor.numpy
+    asked = []
+
+    def to_cpu(tensor, *args, **kwargs):
+        copy = cpu(tensor, *args, **kwargs).view_as(tensor)
+        copy.came_from_cpu = True
+        return copy
+
+    def to_numpy(tensor, *args, **kwargs):
+        caller = Path(inspect.stack()[1].filename)
+        if caller.name in ("predictor.py", "sem_seg.py", "report.py", "metrics.py"):
+            assert hasattr(tensor, "came_from_cpu"), f"{caller}: .cpu() is missing"
+            asked.append(caller.name)
+        return numpy(tensor, *args, **kwargs)
+
+    monkeypatch.setattr(torch.Tensor, "cpu", to_cpu)
+    monkeypatch.setattr(torch.Tensor, "numpy", to_numpy)
+    monkeypatch.setattr(torch.Tensor, "__array__", lambda *_: pytest.fail("an implicit .numpy()"))
+    result = predictor(image, WORDS)
+    result.draw()
+    predictor.class_maps(predictor.encode(image), ["sky"], WORDS)
+    predictor.base(image, WORDS).draw()
+    assert len(asked) >= 7
 
 
 def test_lists_and_generators(predictor, image):
@@ -307,7 +365,11 @@ def test_bad_images_are_named(predictor, given, error, sentence):
         (["sky", " "], ValueError, "class 2 has an empty name"),
         (["sky", "sky "], ValueError, "'sky' of class 1"),
         (["very " * 90], ValueError, "CLIP's context holds"),
-        ("sky,lawn", FileNotFoundError, "give a list of names"),
+        ("sky,lawn", FileNotFoundError, r"give a list of names, \['sky', 'lawn'\]"),
+        ("sky", FileNotFoundError, r"'sky': there is no such file; .* \['sky'\], or the path"),
+        ("words.txt", FileNotFoundError, "'words.txt': there is no such file; check the path"),
+        (Path("words"), FileNotFoundError, "'words': there is no such file; check the path"),
+        (".", FileNotFoundError, "'.': this is a folder"),
         ([3], TypeError, "class 1 must be a name"),
         (7, TypeError, "list of names or a file"),
     ],
