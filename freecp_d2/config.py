@@ -78,7 +78,8 @@ def add_freecp_config(cfg: CfgNode) -> None:
     # True: a component's box reaches the last column and row. False, as published: a box that
     # touches the right or bottom edge loses its last column or row.
     freecp.BOX_FULL_EXTENT = False
-    # A JSON file of class -> sentences about it, read by the ambiguity stage. "": the templates.
+    # Class -> sentences about it, read by the ambiguity stage: JSON, or a Python module of one dict
+    # literal, which is not run (see freecp_d2.data.load_descriptions). "": the templates.
     freecp.DESCRIPTIONS = ""
     # A file of class names (see freecp_d2.data.load_vocabulary) in place of the data set's own.
     freecp.VOCABULARY = ""
