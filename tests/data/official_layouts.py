@@ -63,7 +63,7 @@ def write_official(
     """Write a benchmark's validation set as it is downloaded: JPEG, PNG, .mat, JSON, file lists.
 
     Benchmarks of one data set may be written to one root; with the same arguments they share the
-    images. COCO-Object's first image has no instance.
+    images and COCO's two the label maps.
 
     Args:
         root: DETECTRON2_DATASETS.
@@ -192,6 +192,24 @@ def _context(benchmark, root, images, seed, context):
 
 
 def _coco_object(benchmark, root, images, seed, context):
+    """COCO-Object as it is published: the 80 things of COCO-Stuff's maps, all else background."""
+    _coco_stuff(benchmark, root, images, seed, context)
+    masks = {}
+    for i in range(images):
+        name = f"{139 + 146 * i:012d}"
+        masks[name] = each_pixel(
+            _blocks(COCO_STUFF_IDS, seed, i),
+            lambda raw: COCO_THINGS.index(raw + 1) + 1 if raw + 1 in COCO_THINGS else 0,
+        )
+    return masks
+
+
+def write_instances(root: Path, images: int = 3, seed: int = 0) -> dict[str, np.ndarray]:
+    """COCO's images and instances, without pixel maps; the first image has no instance.
+
+    Returns:
+        As :func:`write_official`.
+    """
     masks, entries, annotations = {}, [], []
     for i in range(images):
         name, number = f"{139 + 146 * i:012d}", 139 + 146 * i

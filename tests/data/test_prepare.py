@@ -3,13 +3,14 @@
 import hashlib
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from freecp_d2.data.benchmarks.catalog import BENCHMARKS
@@ -68,6 +69,71 @@ def test_official_files_become_what_evaluation_reads(name, context, tmp_path, mo
     assert pairs == {
         f"{Path(image).name}{suffix}": target(name, tmp_path, image) for image in expected
     }
+
+
+def test_coco_object_of_the_instances_is_a_fallback_and_said_so(tmp_path, capsys, caplog):
+    expected = official.write_instances(tmp_path)
+    assert run("coco_object", "--root", tmp_path, "--partial") == 0
+    printed = capsys.readouterr().out
+    assert "note: label maps from" in printed and "instances_val2017.json" in printed
+    (warning,) = [r.getMessage() for r in caplog.records if "prepare" in r.name]
+    assert "crowds" in warning
+    for image, mask in expected.items():
+        np.testing.assert_array_equal(Image.open(target("coco_object", tmp_path, image)), mask)
+    caplog.clear()
+    assert run("coco_object", "--root", tmp_path, "--partial") == 0  # nothing was made, or said
+    assert "label maps from" not in capsys.readouterr().out and not caplog.records
+
+
+def test_maps_of_the_instances_are_told_apart_and_give_way(tmp_path, monkeypatch, caplog):
+    """Evaluation warns of them, and preparing with pixel maps on disk makes them anew."""
+    official.write_instances(tmp_path)
+    prepare(BENCHMARKS["coco_object"], tmp_path)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    dataset = BENCHMARKS["coco_object"].dataset
+    caplog.clear()
+    DatasetCatalog.get(dataset)
+    DatasetCatalog.get(dataset)
+    said = [record.getMessage() for record in caplog.records]
+    assert len([message for message in said if "COCO's instances" in message]) == 1
+    assert MetadataCatalog.get(dataset).label_maps_as_published is False
+
+    expected = official.write_official("coco_object", tmp_path)
+    done = prepare(BENCHMARKS["coco_object"], tmp_path, partial=True)
+    assert (done.written, done.skipped, done.faults) == (3, 0, [])
+    for image, mask in expected.items():
+        np.testing.assert_array_equal(Image.open(target("coco_object", tmp_path, image)), mask)
+    assert prepare(BENCHMARKS["coco_object"], tmp_path).skipped == 3
+    caplog.clear()
+    DatasetCatalog.get(dataset)
+    assert not [r for r in caplog.records if "instances" in r.getMessage()]
+    assert MetadataCatalog.get(dataset).label_maps_as_published is True
+
+
+def test_the_instances_do_not_count_where_there_are_pixel_maps(tmp_path, capsys):
+    expected = official.write_official("coco_object", tmp_path)
+    instances = official.write_instances(tmp_path)
+    assert any((instances[image] != mask).any() for image, mask in expected.items())
+    assert run("coco_object", "--root", tmp_path, "--partial") == 0
+    assert "label maps from" not in capsys.readouterr().out
+    for image, mask in expected.items():
+        np.testing.assert_array_equal(Image.open(target("coco_object", tmp_path, image)), mask)
+
+
+def test_a_real_pixel_map(tmp_path):
+    """Of COCO-Stuff, 8 x 8 pixels: person, dog, toothbrush, grass, unlabelled."""
+    shutil.copytree(Path(__file__).with_name("stuffthingmaps"), tmp_path, dirs_exist_ok=True)
+    raw = np.array(Image.open(tmp_path / "coco/stuffthingmaps/val2017/000000000139.png"))
+    assert np.unique(raw).tolist() == [0, 17, 89, 123, 255]
+    for name, ids in (
+        ("coco_object", {0: 1, 17: 17, 89: 80, 123: 0, 255: 0}),
+        ("coco_stuff164k", {0: 0, 17: 16, 89: 79, 123: 112, 255: 255}),
+    ):
+        assert run(name, "--root", tmp_path, "--partial") == 0
+        made = Image.open(target(name, tmp_path, "000000000139"))
+        expected = np.vectorize(ids.get)(raw)
+        np.testing.assert_array_equal(made, expected)
+        assert run(name, "--root", tmp_path, "--partial", "--verify") == 0
 
 
 @pytest.mark.parametrize("name", ["coco_object", "pcontext60"])
@@ -173,9 +239,9 @@ def test_nothing_downloaded_is_said_with_where_to_get_it(name, tmp_path, capsys)
 def test_a_count_below_the_published_is_a_fault(tmp_path, capsys):
     official.write_official("voc20", tmp_path)
     assert run("voc20", "--root", tmp_path) == 1
-    assert "3 images, the published set has 1449" in capsys.readouterr().err
+    assert "3 images, the published set has 1449; --partial says" in capsys.readouterr().err
     assert run("voc20", "--root", tmp_path, "--verify") == 1
-    assert "3 images, the published set has 1449" in capsys.readouterr().err
+    assert "3 images, the published set has 1449; --partial says" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -183,7 +249,10 @@ def test_a_count_below_the_published_is_a_fault(tmp_path, capsys):
 )
 @pytest.mark.parametrize("name", ["coco_object", "pcontext59"])
 def test_a_damaged_json_is_named_and_the_other_benchmarks_done(name, content, tmp_path, capsys):
-    official.write_official(name, tmp_path, context="json")
+    if name == "coco_object":
+        official.write_instances(tmp_path)
+    else:
+        official.write_official(name, tmp_path, context="json")
     official.write_official("ade20k", tmp_path)
     (file,) = tmp_path.rglob("*.json")
     file.write_text(content)
@@ -194,7 +263,7 @@ def test_a_damaged_json_is_named_and_the_other_benchmarks_done(name, content, tm
 
 
 def test_an_instance_that_cannot_be_read_costs_its_image_only(tmp_path):
-    names = list(official.write_official("coco_object", tmp_path, images=4))
+    names = list(official.write_instances(tmp_path, images=4))
     file = tmp_path / "coco/annotations/instances_val2017.json"
     content = json.loads(file.read_text())
     by_image = {a["image_id"]: a for a in content["annotations"]}

@@ -1,14 +1,21 @@
 """The eight benchmarks in Detectron2's catalogs; files are looked for when they are loaded."""
 
 import logging
-import os
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..vocabulary import PACKAGED, Vocabulary, load_vocabulary
-from .files import file_names, find_layout, read_names
+from .files import (
+    datasets_root,
+    file_names,
+    find_source,
+    is_made_from_instances,
+    likely_layout,
+    read_names,
+    repeated_names,
+)
 from .layout import BENCHMARKS, Benchmark, Layout
 
 KINDS: tuple[str, ...] = ("published", "curated")
@@ -57,7 +64,7 @@ def register_benchmarks() -> None:
             stuff_dataset_id_to_contiguous_id=benchmark.contiguous_ids,
             vocabulary=vocabulary_of(benchmark),
         )
-        _set_roots(benchmark, _root(), benchmark.layout)
+        _set_roots(benchmark, datasets_root(), benchmark.layout)
 
 
 def load_benchmark(benchmark: Benchmark) -> list[dict]:
@@ -65,7 +72,9 @@ def load_benchmark(benchmark: Benchmark) -> list[dict]:
 
     The folder is $DETECTRON2_DATASETS, or "datasets", now and not when the benchmark was
     registered. `image_root` and `sem_seg_root` of its metadata become the folders that are read.
-    A warning says when there are more or fewer images than the official set has.
+    A warning, once a process, says when there are more or fewer images than the official set has,
+    when the file list has a name twice (the image counts once), and when COCO-Object's label maps
+    are made from the instances; `label_maps_as_published` of the metadata is False then.
 
     Returns:
         One dict an image: `file_name`, `sem_seg_file_name`, and `image_id`, COCO's number or
@@ -74,29 +83,27 @@ def load_benchmark(benchmark: Benchmark) -> list[dict]:
     Raises:
         FileNotFoundError: a folder, the file list, an image or a mask is missing.
     """
-    root = _root()
-    layout = _layout(benchmark, root)
+    root = datasets_root()
+    layout = likely_layout(benchmark, root)
     _set_roots(benchmark, root, layout)
     images, masks = root / layout.image_folder, root / layout.mask_folder
-    has_mask = set(file_names(masks, layout.mask_suffix))
-    listed = set(read_names(root / layout.file_list)) if layout.file_list else has_mask
-    if not listed:
-        empty = (
-            f"{root / layout.file_list} names no image"
-            if layout.file_list
-            else f"no *{layout.mask_suffix} in {masks}"
-        )
-        raise FileNotFoundError(f"{benchmark.dataset}: {empty}; {_advice(benchmark)}")
+    listed = _listed(benchmark, root, layout)
     has_image = set(file_names(images, layout.image_suffix))
     _require(benchmark, "images", listed - has_image, listed, images)
-    _require(benchmark, "masks", listed - has_mask, listed, masks)
     if len(listed) != benchmark.num_images:
-        logger.warning(
-            "%s: %d images in %s, the official set has %d",
-            benchmark.dataset,
-            len(listed),
-            images,
-            benchmark.num_images,
+        _warn_once(
+            f"{benchmark.dataset}: {len(listed)} images in {images}, the official set has "
+            f"{benchmark.num_images}"
+        )
+    by_rule = benchmark.name != "coco_object" or not any(
+        is_made_from_instances(masks / f"{stem}{layout.mask_suffix}") for stem in listed
+    )
+    vars(MetadataCatalog.get(benchmark.dataset)).update(label_maps_as_published=by_rule)
+    if not by_rule:
+        _warn_once(
+            f"{benchmark.dataset}: label maps in {masks} are made from COCO's instances, which is "
+            "not how the published ones were; put COCO-Stuff's stuffthingmaps in place and run "
+            f"python -m freecp_d2.data.prepare {benchmark.name}"
         )
     return [
         {
@@ -108,18 +115,48 @@ def load_benchmark(benchmark: Benchmark) -> list[dict]:
     ]
 
 
-def _root() -> Path:
-    return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
+def _listed(benchmark: Benchmark, root: Path, layout: Layout) -> set[str]:
+    """The names of the images that count; each has a mask."""
+    masks = root / layout.mask_folder
+    if not masks.is_dir():
+        raise _nothing(benchmark, root, layout, f"there is no {masks}")
+    has_mask = set(file_names(masks, layout.mask_suffix))
+    if layout.file_list is None:
+        if not has_mask:
+            raise _nothing(benchmark, root, layout, f"no *{layout.mask_suffix} in {masks}")
+        return has_mask
+    file_list = root / layout.file_list
+    if not file_list.is_file():
+        raise _nothing(benchmark, root, layout, f"there is no {file_list}")
+    listed = set(read_names(file_list))
+    if not listed:
+        raise _nothing(benchmark, root, layout, f"{file_list} names no image")
+    if not listed & has_mask:
+        raise _nothing(benchmark, root, layout, f"no label map of {file_list} in {masks}")
+    _require(benchmark, "masks", listed - has_mask, listed, masks)
+    if twice := repeated_names(file_list):
+        _warn_once(
+            f"{benchmark.dataset}: {file_list} has {twice[0]} more than once ({len(twice)} such "
+            "names); each image counts once"
+        )
+    return listed
 
 
-def _layout(benchmark: Benchmark, root: Path) -> Layout:
-    """The one that is read."""
-    layout = find_layout(benchmark, root)
-    if layout is not None:
-        return layout
-    masks = root / benchmark.layout.mask_folder
-    missing = masks if not masks.is_dir() else root / str(benchmark.layout.file_list)
-    raise FileNotFoundError(f"{benchmark.dataset}: there is no {missing}; {_advice(benchmark)}")
+@cache
+def _warn_once(message: str) -> None:
+    """An evaluation loads its data set several times."""
+    logger.warning(message)
+
+
+def _nothing(benchmark: Benchmark, root: Path, layout: Layout, what: str) -> FileNotFoundError:
+    """No label map is there; perhaps something that they are made from is."""
+    source = find_source(benchmark, root, layout)
+    if source is None:
+        return FileNotFoundError(f"{benchmark.dataset}: {what}; {_advice(benchmark)}")
+    return FileNotFoundError(
+        f"{benchmark.dataset}: {what}; label maps can be made from {root / source.path}: run "
+        f"python -m freecp_d2.data.prepare {benchmark.name}"
+    )
 
 
 def _advice(benchmark: Benchmark) -> str:

@@ -3,7 +3,8 @@
 Plain data, no disk access. `catalog.py` reads it to register, `freecp_d2.data.prepare` to write.
 """
 
-from collections.abc import Mapping
+import posixpath
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -38,6 +39,8 @@ class Layout:
             uint8: contiguous class ids and `ignore_label`.
         file_list: relative to DETECTRON2_DATASETS, a text file with one name (without suffix) a
             line. None: every mask in the folder counts.
+        shared_images: whether the image folder holds other images too, and no list says which are
+            of the set. The masks alone do, so `freecp_d2.data.prepare` writes no such layout.
     """
 
     image_folder: str
@@ -45,6 +48,63 @@ class Layout:
     mask_folder: str
     mask_suffix: str
     file_list: str | None = None
+    shared_images: bool = False
+
+    @property
+    def tree(self) -> str:
+        """The folder that holds images and masks, relative to DETECTRON2_DATASETS."""
+        return posixpath.commonpath([self.image_folder, self.mask_folder])
+
+
+@dataclass(frozen=True)
+class LabelMaps:
+    """A folder of label maps of other ids, of which a benchmark's own are made.
+
+    Attributes:
+        path: relative to DETECTRON2_DATASETS; it may have subfolders.
+        suffix: the end of the file names.
+        ids: pixel -> contiguous id.
+        others: pixels that are no class and become `fill`. Any further pixel is an error.
+        without: ends of file names in the same folder that are something else.
+        names_the_set: whether the folder holds the validation set and nothing else.
+    """
+
+    path: str
+    suffix: str
+    ids: Mapping[int, int]
+    others: Collection[int]
+    fill: int = 255
+    without: tuple[str, ...] = ()
+    names_the_set: bool = False
+
+
+@dataclass(frozen=True)
+class CocoInstances:
+    """`path`: instances_val2017.json of COCO."""
+
+    path: str
+
+
+@dataclass(frozen=True)
+class ContextJson:
+    """`path`: trainval_merged.json of Pascal Context."""
+
+    path: str
+
+
+@dataclass(frozen=True)
+class ContextMats:
+    """`path`: a folder of .mat files of Pascal Context; `lists`: where its validation set is named.
+
+    The first list that is there counts.
+    """
+
+    path: str
+    lists: tuple[str, ...]
+
+
+Source = LabelMaps | CocoInstances | ContextJson | ContextMats
+"""What `freecp_d2.data.prepare` makes label maps from."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +114,10 @@ class Benchmark:
     Attributes:
         name: what configs, vocabulary files and `python -m freecp_d2.data.prepare` call it.
         dataset: its name in Detectron2's catalogs.
-        layouts: where its files may lie; the first whose mask folder (and file list) is there is
-            read. `freecp_d2.data.prepare` writes the first.
+        layouts: where its files may lie; the first that has a label map is read.
+            `freecp_d2.data.prepare` writes the first, unless images or sources lie in another.
+        sources: what label maps are made from. The kind that comes first is preferred, and of a
+            kind what lies in the tree of the images.
         num_images: of the official validation set.
         dataset_ids: the data set's own id of each contiguous id, in their order. COCO's are
             category ids, Pascal Context's those of its 459 labels, Cityscapes' the labelIds. With
@@ -66,6 +128,7 @@ class Benchmark:
         source: where its official files are.
         licence: in a few words.
         ignore_label: of the masks that evaluation reads.
+        ignores: whether a pixel of its masks may be ignored; COCO-Object and PC60 ignore none.
     """
 
     name: str
@@ -75,13 +138,15 @@ class Benchmark:
     dataset_ids: tuple[int, ...]
     source: str
     licence: str
+    sources: tuple[Source, ...] = ()
     scored_background: bool = False
     pixel_offset: int = 0
     ignore_label: int = 255
+    ignores: bool = True
 
     @property
     def layout(self) -> Layout:
-        """The one that `freecp_d2.data.prepare` writes."""
+        """The one that `freecp_d2.data.prepare` writes where nothing speaks for another."""
         return self.layouts[0]
 
     @property
@@ -100,27 +165,52 @@ class Benchmark:
         return {own - self.pixel_offset: index for index, own in enumerate(self.dataset_ids)}
 
 
-_VOC2012 = "VOCdevkit/VOC2012"
-_VOC2010 = "VOCdevkit/VOC2010"
-_VOC_LIST = f"{_VOC2012}/ImageSets/Segmentation/val.txt"
-_CONTEXT_LIST = f"{_VOC2010}/ImageSets/SegmentationContext/val.txt"
 _FLICKR = "images: Flickr's terms of use"
+_DERIVED = ("_labelTrainIds.png", "_instanceTrainIds.png")
+"""What MMSegmentation's and GroupViT's converters write beside COCO-Stuff's official maps."""
+
+# Trees of COCO: Detectron2's and SAN's, MMSegmentation's, CAT-Seg's, FreeCP's and ClearCLIP's.
+_STUFF_LAYOUTS = (
+    Layout("coco/val2017", ".jpg", "coco/stuffthingmaps_detectron2/val2017", ".png"),
+    Layout(
+        "coco_stuff164k/images/val2017",
+        ".jpg",
+        "coco_stuff164k/annotations/val2017",
+        "_labelTrainIds.png",
+    ),
+    Layout(
+        "coco-stuff/images/val2017", ".jpg", "coco-stuff/annotations_detectron2/val2017", ".png"
+    ),
+    Layout(
+        "ms_coco_17/images/val2017", ".jpg", "ms_coco_17/annotations/stuff", "_labelTrainIds.png"
+    ),
+)
+_STUFF_FOLDERS = (
+    "coco/stuffthingmaps/val2017",
+    "coco_stuff164k/annotations/val2017",
+    "coco-stuff/annotations/val2017",
+    "ms_coco_17/annotations/stuff",
+)
+"""COCO-Stuff's official maps: a pixel is the COCO category id less one, or 255."""
 
 _COCO_STUFF = Benchmark(
     name="coco_stuff164k",
     dataset="coco_2017_val_stuff164k_sem_seg",
-    layouts=(
-        Layout("coco/val2017", ".jpg", "coco/stuffthingmaps_detectron2/val2017", ".png"),
-        Layout(
-            "coco_stuff164k/images/val2017",
-            ".jpg",
-            "coco_stuff164k/annotations/val2017",
-            "_labelTrainIds.png",
-        ),
-    ),
+    layouts=_STUFF_LAYOUTS,
     num_images=5000,
     dataset_ids=COCO_IDS,
     pixel_offset=1,
+    # The 11 ids that COCO dropped do not occur.
+    sources=tuple(
+        LabelMaps(
+            folder,
+            ".png",
+            {own - 1: index for index, own in enumerate(COCO_IDS)},
+            (255,),
+            without=_DERIVED,
+        )
+        for folder in _STUFF_FOLDERS
+    ),
     source="https://github.com/nightrome/cocostuff",
     licence=f"annotations: CC BY 4.0; {_FLICKR}",
 )
@@ -135,53 +225,136 @@ _COCO_OBJECT = Benchmark(
             "coco_object/annotations/val2017",
             "_instanceTrainIds.png",
         ),
+        Layout(
+            "coco_stuff164k/images/val2017",
+            ".jpg",
+            "coco_stuff164k/annotations/val2017",
+            "_instanceTrainIds.png",
+        ),
+        Layout(
+            "coco-stuff/images/val2017",
+            ".jpg",
+            "coco-stuff/objectmaps_detectron2/val2017",
+            ".png",
+        ),
+        Layout(
+            "ms_coco_17/images/val2017",
+            ".jpg",
+            "ms_coco_17/annotations/object",
+            "_instanceTrainIds.png",
+        ),
     ),
     num_images=5000,
     dataset_ids=(0, *COCO_IDS[:80]),
     scored_background=True,
-    source="https://cocodataset.org/#download",
+    ignores=False,
+    # METHOD.md section 9: the things of COCO-Stuff's maps, everything else is background. The
+    # instances, which crowds and overlaps make another ground truth, only where there are none.
+    sources=(
+        *(
+            LabelMaps(
+                folder,
+                ".png",
+                {own - 1: index for index, own in enumerate(COCO_IDS[:80], start=1)},
+                range(256),
+                fill=0,
+                without=_DERIVED,
+            )
+            for folder in _STUFF_FOLDERS
+        ),
+        *(
+            LabelMaps(
+                layout.mask_folder,
+                layout.mask_suffix,
+                {thing: thing + 1 for thing in range(80)},
+                (*range(80, 171), 255),
+                fill=0,
+            )
+            for layout in _STUFF_LAYOUTS
+        ),
+        *(
+            CocoInstances(f"{tree}/annotations/instances_val2017.json")
+            for tree in ("coco", "coco_stuff164k", "coco-stuff", "ms_coco_17", "coco_object")
+        ),
+    ),
+    source="https://github.com/nightrome/cocostuff",
     licence=f"annotations: CC BY 4.0; {_FLICKR}",
 )
+_ADE_TREES = ("ADEChallengeData2016", "ade/ADEChallengeData2016", "ADE/ADEChallengeData2016")
 _ADE20K = Benchmark(
     name="ade20k",
     dataset="ade20k_150_val_sem_seg",
-    layouts=(
+    layouts=tuple(
         Layout(
-            "ADEChallengeData2016/images/validation",
+            f"{tree}/images/validation",
             ".jpg",
-            "ADEChallengeData2016/annotations_detectron2/validation",
+            f"{tree}/annotations_detectron2/validation",
             ".png",
-        ),
+        )
+        for tree in _ADE_TREES
     ),
     num_images=2000,
     dataset_ids=tuple(range(1, 151)),
+    sources=tuple(
+        LabelMaps(
+            f"{tree}/annotations/validation", ".png", {own: own - 1 for own in range(1, 151)}, (0,)
+        )
+        for tree in _ADE_TREES
+    ),
     source="http://sceneparsing.csail.mit.edu",
     licence="annotations: BSD 3-clause; images: non-commercial research and education",
 )
+# MMSegmentation's and CAT-Seg's, SAN's, FreeCP's.
+_VOC_TREES = ("VOCdevkit/VOC2012", "VOC2012", "PascalVOC/VOC2012")
 _VOC20 = Benchmark(
     name="voc20",
     dataset="voc_2012_val_20_sem_seg",
     layouts=(
-        Layout(
-            f"{_VOC2012}/JPEGImages",
-            ".jpg",
-            f"{_VOC2012}/annotations_detectron2",
-            ".png",
-            _VOC_LIST,
+        *(
+            Layout(
+                f"{tree}/JPEGImages",
+                ".jpg",
+                f"{tree}/annotations_detectron2",
+                ".png",
+                f"{tree}/ImageSets/Segmentation/val.txt",
+            )
+            for tree in _VOC_TREES
+        ),
+        # CAT-Seg and SAN read every map in here, with or without a list.
+        *(
+            Layout(
+                f"{tree}/JPEGImages",
+                ".jpg",
+                f"{tree}/annotations_detectron2/val",
+                ".png",
+                shared_images=True,
+            )
+            for tree in _VOC_TREES
         ),
     ),
     num_images=1449,
     dataset_ids=tuple(range(1, 21)),
+    sources=tuple(
+        LabelMaps(
+            f"{tree}/SegmentationClass", ".png", {own: own - 1 for own in range(1, 21)}, (0, 255)
+        )
+        for tree in _VOC_TREES
+    ),
     source="http://host.robots.ox.ac.uk/pascal/VOC/voc2012",
     licence=_FLICKR,
 )
 _VOC21 = Benchmark(
     name="voc21",
     dataset="voc_2012_val_21_sem_seg",
-    layouts=(
+    layouts=tuple(
         Layout(
-            f"{_VOC2012}/JPEGImages", ".jpg", f"{_VOC2012}/SegmentationClass", ".png", _VOC_LIST
-        ),
+            f"{tree}/JPEGImages",
+            ".jpg",
+            f"{tree}/SegmentationClass",
+            ".png",
+            f"{tree}/ImageSets/Segmentation/val.txt",
+        )
+        for tree in _VOC_TREES
     ),
     num_images=1449,
     dataset_ids=tuple(range(21)),
@@ -189,16 +362,58 @@ _VOC21 = Benchmark(
     source="http://host.robots.ox.ac.uk/pascal/VOC/voc2012",
     licence=_FLICKR,
 )
-_PCONTEXT59_MASKS = f"{_VOC2010}/annotations_detectron2/pc59_val"
+_CONTEXT_TREES = ("VOCdevkit/VOC2010", "PascalVOC/VOC2010")
+_CONTEXT_OFFICIAL: tuple[Source, ...] = (
+    *(ContextJson(f"{tree}/trainval_merged.json") for tree in _CONTEXT_TREES),
+    *(
+        ContextMats(
+            f"{tree}/trainval",
+            (f"{tree}/pascalcontext_val.txt", f"{tree}/ImageSets/Main/val.txt"),
+        )
+        for tree in _CONTEXT_TREES
+    ),
+)
 _PCONTEXT59 = Benchmark(
     name="pcontext59",
     dataset="pcontext_59_val_sem_seg",
     layouts=(
-        Layout(f"{_VOC2010}/JPEGImages", ".jpg", _PCONTEXT59_MASKS, ".png", _CONTEXT_LIST),
-        Layout(f"{_VOC2010}/JPEGImages", ".jpg", _PCONTEXT59_MASKS, ".png"),
+        *(
+            Layout(
+                f"{tree}/JPEGImages",
+                ".jpg",
+                f"{tree}/annotations_detectron2/pc59_val",
+                ".png",
+                f"{tree}/ImageSets/SegmentationContext/val.txt",
+            )
+            for tree in _CONTEXT_TREES
+        ),
+        # CAT-Seg has no list: every map counts.
+        *(
+            Layout(
+                f"{tree}/JPEGImages",
+                ".jpg",
+                f"{tree}/annotations_detectron2/pc59_val",
+                ".png",
+                shared_images=True,
+            )
+            for tree in _CONTEXT_TREES
+        ),
+        Layout("pcontext/val/image", ".jpg", "pcontext/val/label", ".png"),  # SAN
     ),
     num_images=5104,
     dataset_ids=PASCAL_CONTEXT_IDS,
+    sources=(
+        *_CONTEXT_OFFICIAL,
+        *(
+            LabelMaps(
+                f"{tree}/SegmentationClassContext",
+                ".png",
+                {own: own - 1 for own in range(1, 60)},
+                (0, 255),
+            )
+            for tree in _CONTEXT_TREES
+        ),
+    ),
     source="https://www.cs.stanford.edu/~roozbeh/pascal-context",
     licence=f"annotations: none stated, ask the authors; {_FLICKR}",
 )
@@ -206,33 +421,68 @@ _PCONTEXT60 = Benchmark(
     name="pcontext60",
     dataset="pcontext_60_val_sem_seg",
     layouts=(
-        Layout(
-            f"{_VOC2010}/JPEGImages",
-            ".jpg",
-            f"{_VOC2010}/SegmentationClassContext",
-            ".png",
-            _CONTEXT_LIST,
+        *(
+            Layout(
+                f"{tree}/JPEGImages",
+                ".jpg",
+                f"{tree}/SegmentationClassContext",
+                ".png",
+                f"{tree}/ImageSets/SegmentationContext/val.txt",
+            )
+            for tree in _CONTEXT_TREES
         ),
+        Layout("pcontext/val/image", ".jpg", "pcontext/val/label_60", ".png"),
     ),
     num_images=5104,
     dataset_ids=(0, *PASCAL_CONTEXT_IDS),
     scored_background=True,
+    ignores=False,
+    # What the maps of 59 classes ignore is the background of 60.
+    sources=(
+        *_CONTEXT_OFFICIAL,
+        *(
+            LabelMaps(
+                folder,
+                ".png",
+                {own: own + 1 for own in range(59)},
+                (255,),
+                fill=0,
+                names_the_set=True,
+            )
+            for folder in (
+                *(f"{tree}/annotations_detectron2/pc59_val" for tree in _CONTEXT_TREES),
+                "pcontext/val/label",
+            )
+        ),
+    ),
     source=_PCONTEXT59.source,
     licence=_PCONTEXT59.licence,
 )
+_CITYSCAPES_TREES = ("cityscapes", "Cityscapes")
 _CITYSCAPES = Benchmark(
     name="cityscapes",
     dataset="cityscapes_19_val_sem_seg",
-    layouts=(
+    layouts=tuple(
         Layout(
-            "cityscapes/leftImg8bit/val",
+            f"{tree}/leftImg8bit/val",
             "_leftImg8bit.png",
-            "cityscapes/gtFine/val",
+            f"{tree}/gtFine/val",
             "_gtFine_labelTrainIds.png",
-        ),
+        )
+        for tree in _CITYSCAPES_TREES
     ),
     num_images=500,
     dataset_ids=CITYSCAPES_IDS,
+    # Id 34 would be the licence plate, -1, which Cityscapes does not draw.
+    sources=tuple(
+        LabelMaps(
+            f"{tree}/gtFine/val",
+            "_gtFine_labelIds.png",
+            {own: index for index, own in enumerate(CITYSCAPES_IDS)},
+            range(34),
+        )
+        for tree in _CITYSCAPES_TREES
+    ),
     source="https://www.cityscapes-dataset.com",
     licence="Cityscapes' own: registration, non-commercial use",
 )

@@ -16,10 +16,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--root",
         default=os.environ.get("DETECTRON2_DATASETS", "datasets"),
+        type=os.path.expanduser,
         help="folder of the data sets; DETECTRON2_DATASETS, or else ./datasets",
     )
     parser.add_argument(
-        "--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes"
+        "--workers",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        help="processes at most; they are started where they save time",
     )
     parser.add_argument(
         "--verify", action="store_true", help="write nothing; report counts, sizes and ids"
@@ -47,7 +51,7 @@ def _report(benchmark: Benchmark, args: argparse.Namespace) -> bool:
             done = prepare(benchmark, args.root, args.workers, args.partial)
             summary = (
                 f"{done.images} images; label maps: {done.written} written, {done.skipped} there "
-                f"already, in {os.path.join(args.root, benchmark.layout.mask_folder)}"
+                f"already, in {done.folder}"
             )
             faults, notes = done.faults, done.notes
     except BrokenProcessPool:

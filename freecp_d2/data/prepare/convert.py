@@ -14,7 +14,7 @@ def read_context_mat(path: str | os.PathLike) -> np.ndarray:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: damaged, or it holds no such map.
+        ValueError: damaged, or it holds no such map, or one of other numbers.
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path}: no such file")
@@ -22,9 +22,16 @@ def read_context_mat(path: str | os.PathLike) -> np.ndarray:
         labels = scipy.io.loadmat(path, variable_names=["LabelMap"]).get("LabelMap")
     except Exception as error:  # SciPy's reader raises whatever it stumbles over
         raise ValueError(f"not a readable .mat file ({error}); fetch it anew") from error
-    if labels is None or labels.ndim != 2 or labels.dtype.kind not in "iuf":
+    if not isinstance(labels, np.ndarray) or labels.ndim != 2 or labels.dtype.kind not in "iuf":
         raise ValueError("it holds no LabelMap of two dimensions; fetch it anew")
-    return labels.astype(np.int64)
+    with np.errstate(invalid="ignore"):
+        whole = labels.astype(np.int64)
+    wrong = labels[(whole != labels) | (whole < 0) | (whole > 459)]
+    if wrong.size:
+        raise ValueError(
+            f"its LabelMap holds {wrong[0]}; labels are whole numbers of 0 to 459, fetch it anew"
+        )
+    return whole
 
 
 def relabel(
@@ -65,7 +72,8 @@ def paint(regions: Sequence[tuple[int, Any]], height: int, width: int) -> np.nda
         (height, width) uint8.
 
     Raises:
-        ValueError: a segmentation is malformed or of another size.
+        ValueError: a segmentation is malformed or of another size, or its run lengths do not sum to
+            height x width.
     """
     labels = np.zeros((height, width), np.uint8)
     for label, segmentation in regions:
@@ -89,13 +97,16 @@ def coco_object(
     Raises:
         ValueError: a category that is none of COCO's 80; see also :func:`paint`.
     """
-    regions = []
+    labels = np.zeros((height, width), np.uint8)
     for annotation in sorted(annotations, key=lambda a: not a.get("iscrowd", 0)):
         category = annotation["category_id"]
-        if category not in ids:
-            raise ValueError(f"category_id {category} is none of COCO's 80; fetch the JSON anew")
-        regions.append((ids[category], annotation["segmentation"]))
-    return paint(regions, height, width)
+        if type(category) is not int or category not in ids:
+            raise ValueError(
+                f"{_name(annotation)}: category_id {category} is none of COCO's 80; fetch the JSON "
+                "anew"
+            )
+        labels[_mask(annotation, height, width)] = ids[category]
+    return labels
 
 
 def context_segments(
@@ -117,25 +128,92 @@ def context_segments(
     Raises:
         ValueError: see :func:`paint`.
     """
-    order = {own: position for position, own in enumerate(ids, start=1)}
-    regions = [(order.get(a["category_id"], 0), a["segmentation"]) for a in annotations]
-    table = np.array([fill, *ids.values()], np.uint8)
-    return table[paint(regions, height, width)]
+    labels = np.full((height, width), fill, np.uint8)
+    for annotation in annotations:
+        category = annotation["category_id"]
+        if type(category) is not int or not 0 <= category <= 459:
+            raise ValueError(
+                f"{_name(annotation)}: category_id {category} is none of Pascal Context's 459; "
+                "fetch the JSON anew"
+            )
+        labels[_mask(annotation, height, width)] = ids.get(category, fill)
+    return labels
+
+
+def _name(annotation: Mapping[str, Any]) -> str:
+    return f"annotation {annotation.get('id', 'without id')}"
+
+
+def _mask(annotation: Mapping[str, Any], height: int, width: int) -> np.ndarray:
+    try:
+        return _decode(annotation["segmentation"], height, width)
+    except ValueError as error:
+        raise ValueError(f"{_name(annotation)}: {error}") from error
 
 
 def _decode(segmentation: Any, height: int, width: int) -> np.ndarray:
+    """(height, width) bool. pycocotools trusts what it is given: all is checked before."""
     try:
         if isinstance(segmentation, list):
-            coded = rle.merge(rle.frPyObjects(segmentation, height, width))
-        elif isinstance(segmentation["counts"], list):
-            coded = rle.frPyObjects(segmentation, height, width)
+            polygons = [_polygon(polygon, height, width) for polygon in segmentation]
+            coded = rle.merge(rle.frPyObjects(polygons, height, width))
         else:
-            coded = segmentation
-        size = list(coded["size"])
-        if size == [height, width]:
-            return rle.decode(coded).astype(bool)
+            size, counts = list(segmentation["size"]), segmentation["counts"]
+            if size != [height, width]:
+                raise ValueError(f"it has size {size}, its image {[height, width]}")
+            runs = _runs(counts)
+            if sum(runs) != height * width:
+                raise ValueError(
+                    f"its run lengths sum to {sum(runs)}, its image has {height * width} pixels"
+                )
+            coded = rle.frPyObjects({"size": size, "counts": runs}, height, width)
+        return rle.decode(coded).astype(bool)
     except Exception as error:  # pycocotools raises bare Exceptions
-        raise ValueError(f"a segmentation is malformed ({error}); fetch the JSON anew") from error
-    raise ValueError(
-        f"a segmentation has size {size}, its image {[height, width]}; fetch the JSON anew"
-    )
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"a segmentation is malformed ({reason}); fetch the JSON anew") from error
+
+
+def _polygon(polygon: Any, height: int, width: int) -> list[float]:
+    """Checked: three points or more, none of them further from the image than its sides."""
+    points = np.array(polygon, dtype=np.float64)
+    if points.ndim != 1 or len(points) < 6 or len(points) % 2:
+        raise ValueError("a polygon is a list of x and y of three points or more")
+    x, y = points[::2], points[1::2]
+    if not (np.abs(x - width / 2) <= 1.5 * width).all():  # NaN is none of these either
+        raise ValueError(f"a polygon reaches to x = {x[np.abs(x - width / 2).argmax()]}")
+    if not (np.abs(y - height / 2) <= 1.5 * height).all():
+        raise ValueError(f"a polygon reaches to y = {y[np.abs(y - height / 2).argmax()]}")
+    return points.tolist()
+
+
+def _runs(counts: Any) -> list[int]:
+    """Run lengths of zeros and ones in turn, from numbers or COCO's compressed text.
+
+    The text has 6 bits a character, offset by 48: 5 of the number, low ones first, and one that
+    says that it goes on; the fifth of its last character is the sign. From the fourth run on it has
+    the difference to the run before the last.
+    """
+    if isinstance(counts, list):
+        if not all(type(run) is int for run in counts):
+            raise ValueError("its run lengths are no whole numbers")
+        runs = np.array(counts, dtype=np.int64)
+    else:
+        text = counts.encode() if isinstance(counts, str) else counts
+        if not isinstance(text, bytes):
+            raise ValueError("its run lengths are no text of COCO's")
+        bits = np.frombuffer(text, np.uint8).astype(np.int64) - 48
+        last = (bits & 32) == 0
+        if not bits.size or not last[-1] or bits.min() < 0 or bits.max() > 63:
+            raise ValueError("its run lengths are no text of COCO's")
+        start = np.r_[0, np.flatnonzero(last)[:-1] + 1]
+        length = np.diff(np.r_[start, bits.size])
+        if length.max() > 7:
+            raise ValueError("its run lengths are no text of COCO's")
+        place = np.arange(bits.size) - np.repeat(start, length)
+        runs = np.add.reduceat((bits & 31) << (5 * place), start)
+        runs -= ((bits[last] & 16) >> 4) << (5 * length)
+        runs[1::2] = runs[1::2].cumsum()
+        runs[2::2] = runs[2::2].cumsum()
+    if (runs < 0).any():
+        raise ValueError("a run length is negative")
+    return runs.tolist()

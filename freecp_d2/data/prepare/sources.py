@@ -1,176 +1,217 @@
-"""Where each benchmark's official annotation lies, and how a label map is made from it."""
+"""How the label maps of a benchmark are made from what is on disk."""
 
 import json
-from collections import defaultdict
-from collections.abc import Callable, Collection
-from contextlib import redirect_stdout
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pycocotools.coco import COCO
 
-from ..benchmarks.files import file_names, read_names
-from ..benchmarks.layout import BENCHMARKS, Benchmark
+from ..benchmarks.files import INSTANCES_MARK, file_names, find_source, read_names
+from ..benchmarks.layout import (
+    COCO_IDS,
+    Benchmark,
+    CocoInstances,
+    ContextJson,
+    ContextMats,
+    LabelMaps,
+    Layout,
+)
 from ..images import load_label_map
 from . import convert
 
 Converter = Callable[[], np.ndarray]
 """Makes the (H, W) uint8 label map of one image. Can be sent to another process."""
 
+COCO_THINGS = frozenset(COCO_IDS[:80])
+_CONTEXT_LABELS = range(460)
+
 
 @dataclass(frozen=True)
 class Annotations:
-    """The official annotation of a benchmark's validation set.
+    """The annotation of a benchmark's validation set.
 
     Attributes:
-        where: the file or folder it was looked for in, to tell the user.
+        where: the file or folder that is read, or those that were looked for, to tell the user.
         converters: image name -> what makes its label map.
         names: the images of the validation set, where the annotation (and not a file list or a
             folder) says so.
+        mark: text (key, value) to write into the label maps.
+        note: what the user is to know of this annotation.
     """
 
     where: str
     converters: dict[str, Converter]
     names: tuple[str, ...] | None = None
+    mark: tuple[str, str] | None = None
+    note: str | None = None
 
 
-@dataclass(frozen=True)
-class _PixelMaps:
-    """PNGs of official ids. `others` are the ids that occur and are no class: they are ignored."""
+def find_annotations(benchmark: Benchmark, root: Path, layout: Layout) -> Annotations:
+    """Look under `root` for what the label maps of `layout` are made from.
 
-    folder: str
-    suffix: str
-    others: Collection[int]
-
-
-_VOC = "VOCdevkit/VOC2012/SegmentationClass"
-_PIXEL_MAPS = {
-    # The pixel is the COCO id less one; the 11 ids that COCO dropped do not occur.
-    "coco_stuff164k": _PixelMaps("coco/stuffthingmaps/val2017", ".png", (255,)),
-    "ade20k": _PixelMaps("ADEChallengeData2016/annotations/validation", ".png", (0,)),
-    "voc20": _PixelMaps(_VOC, ".png", (0, 255)),
-    "voc21": _PixelMaps(_VOC, ".png", (255,)),
-    # Id 34 would be the licence plate, -1, which Cityscapes does not draw.
-    "cityscapes": _PixelMaps("cityscapes/gtFine/val", "_gtFine_labelIds.png", range(34)),
-}
-_COCO_INSTANCES = "coco/annotations/instances_val2017.json"
-_VOC2010 = "VOCdevkit/VOC2010"
-_CONTEXT_JSON = f"{_VOC2010}/trainval_merged.json"
-_CONTEXT_MAT = f"{_VOC2010}/trainval"
-_CONTEXT_VAL = f"{_VOC2010}/ImageSets/Main/val.txt"
-_CONTEXT_LABELS = range(460)
-
-
-def find_annotations(benchmark: Benchmark, root: Path) -> Annotations:
-    """Look for the official annotation of `benchmark` under `root`.
-
-    Pascal Context comes from `trainval_merged.json` where it is there, else from the .mat files.
     What is not there makes no converters, and no error.
 
     Raises:
         ValueError: a JSON that is damaged or not the one it should be.
     """
-    if benchmark.name in _PIXEL_MAPS:
-        return _pixel_maps(benchmark, root, _PIXEL_MAPS[benchmark.name])
-    if benchmark.name == "coco_object":
-        return _coco_instances(benchmark, root)
-    if (root / _CONTEXT_JSON).is_file():
-        return _context_json(benchmark, root)
-    return _context_mat(benchmark, root)
+    source = find_source(benchmark, root, layout)
+    match source:
+        case LabelMaps():
+            return _label_maps(benchmark, root, source)
+        case CocoInstances():
+            return _coco_instances(benchmark, root / source.path)
+        case ContextJson():
+            return _context_json(benchmark, root / source.path)
+        case ContextMats():
+            return _context_mats(benchmark, root, source)
+    looked_for = [str(root / source.path) for source in benchmark.sources]
+    return Annotations(" or ".join(looked_for or [str(root / layout.mask_folder)]), {})
 
 
-def _pixel_maps(benchmark: Benchmark, root: Path, maps: _PixelMaps) -> Annotations:
-    folder = root / maps.folder
+def _label_maps(benchmark: Benchmark, root: Path, source: LabelMaps) -> Annotations:
+    folder = root / source.path
+    names = file_names(folder, source.suffix, source.without)
     converters: dict[str, Converter] = {
         name: partial(
-            _convert_png,
-            folder / f"{name}{maps.suffix}",
-            benchmark.name,
-            tuple(maps.others),
+            _convert_label_map,
+            folder / f"{name}{source.suffix}",
+            source.ids,
+            source.others,
+            source.fill,
         )
-        for name in file_names(folder, maps.suffix)
+        for name in names
     }
-    return Annotations(f"{folder}/*{maps.suffix}", converters)
+    named = tuple(names) if source.names_the_set else None
+    return Annotations(f"{folder}/*{source.suffix}", converters, named)
 
 
-def _convert_png(path: Path, name: str, others: tuple[int, ...]) -> np.ndarray:
-    benchmark = BENCHMARKS[name]
-    labels = load_label_map(path)
-    return convert.relabel(labels, benchmark.pixel_to_contiguous, others, benchmark.ignore_label)
+def _convert_label_map(
+    path: Path, ids: Mapping[int, int], others: Iterable[int], fill: int
+) -> np.ndarray:
+    return convert.relabel(load_label_map(path), ids, tuple(others), fill)
 
 
-def _coco_instances(benchmark: Benchmark, root: Path) -> Annotations:
-    path = root / _COCO_INSTANCES
-    if not path.is_file():
-        return Annotations(str(path), {})
+def _coco_instances(benchmark: Benchmark, path: Path) -> Annotations:
+    content = _load_json(path, "images", "annotations", "categories")
     try:
-        with redirect_stdout(StringIO()):
-            coco = COCO(str(path))
-        converters: dict[str, Converter] = {
-            Path(image["file_name"]).stem: partial(
-                convert.coco_object,
-                coco.imgToAnns[image["id"]] if image["id"] in coco.imgToAnns else [],
-                benchmark.contiguous_ids,
-                image["height"],
-                image["width"],
+        categories = {category["id"] for category in content["categories"]}
+        if categories != COCO_THINGS:
+            raise ValueError(
+                f"it has {len(categories)} categories and not COCO's 80 of things, so it is no "
+                "instances_val2017.json"
             )
-            for image in coco.dataset["images"]
+        by_image: dict[Any, list[dict]] = defaultdict(list)
+        for annotation in content["annotations"]:
+            by_image[annotation["image_id"]].append(annotation)
+        images = _by_name(content["images"], "id")
+        converters: dict[str, Converter] = {
+            name: partial(
+                convert.coco_object,
+                by_image[image["id"]],
+                benchmark.contiguous_ids,
+                *_size(image),
+            )
+            for name, image in images.items()
         }
-    except (ValueError, KeyError, TypeError, AssertionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise _not_that_json(path, error) from error
-    return Annotations(str(path), converters)
+    note = (
+        f"label maps from {path}, since no pixel maps of COCO-Stuff are there: they differ from "
+        "the published ones where instances overlap or are crowds (0.6 % of the pixels of 164 "
+        "images)"
+    )
+    return Annotations(str(path), converters, mark=INSTANCES_MARK, note=note)
 
 
-def _context_json(benchmark: Benchmark, root: Path) -> Annotations:
-    path = root / _CONTEXT_JSON
+def _context_json(benchmark: Benchmark, path: Path) -> Annotations:
+    content = _load_json(path, "images", "annos_segmentation")
     segments: dict[Any, list[dict]] = defaultdict(list)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        for segment in content["annos_segmentation"]:
-            segments[segment["image_id"]].append(
-                {key: segment[key] for key in ("category_id", "segmentation")}
-            )
+        for number, segment in enumerate(content["annos_segmentation"]):
+            kept = {key: segment[key] for key in ("category_id", "segmentation")}
+            segments[segment["image_id"]].append({"id": segment.get("id", number), **kept})
+        images = _by_name(
+            (image for image in content["images"] if image["phase"] == "val"), "image_id"
+        )
         converters: dict[str, Converter] = {
-            Path(image["file_name"]).stem: partial(
+            name: partial(
                 convert.context_segments,
                 segments[image["image_id"]],
                 benchmark.contiguous_ids,
                 _no_class(benchmark),
-                image["height"],
-                image["width"],
+                *_size(image),
             )
-            for image in content["images"]
-            if image["phase"] == "val"
+            for name, image in images.items()
         }
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _not_that_json(path, error) from error
     return Annotations(str(path), converters, tuple(converters))
 
 
-def _context_mat(benchmark: Benchmark, root: Path) -> Annotations:
-    folder, val = root / _CONTEXT_MAT, root / _CONTEXT_VAL
+def _context_mats(benchmark: Benchmark, root: Path, source: ContextMats) -> Annotations:
+    folder = root / source.path
     converters: dict[str, Converter] = {
-        name: partial(_convert_mat, folder / f"{name}.mat", benchmark.name)
+        name: partial(
+            _convert_mat, folder / f"{name}.mat", benchmark.contiguous_ids, _no_class(benchmark)
+        )
         for name in file_names(folder, ".mat")
     }
-    where = f"{root / _CONTEXT_JSON} or {folder}/*.mat (with {val})"
-    return Annotations(where, converters, read_names(val) if val.is_file() else None)
+    lists = [root / path for path in source.lists if (root / path).is_file()]
+    where = f"{folder}/*.mat"
+    if not lists:
+        where += f" (its validation set in {' or '.join(source.lists)})"
+    return Annotations(where, converters, read_names(lists[0]) if lists else None)
 
 
-def _convert_mat(path: Path, name: str) -> np.ndarray:
-    benchmark = BENCHMARKS[name]
-    labels = convert.read_context_mat(path)
-    ids = benchmark.contiguous_ids
-    return convert.relabel(labels, ids, _CONTEXT_LABELS, _no_class(benchmark))
+def _convert_mat(path: Path, ids: Mapping[int, int], fill: int) -> np.ndarray:
+    return convert.relabel(convert.read_context_mat(path), ids, _CONTEXT_LABELS, fill)
 
 
 def _no_class(benchmark: Benchmark) -> int:
     """What Pascal Context's other 400 labels become: background where it is scored."""
     return 0 if benchmark.scored_background else benchmark.ignore_label
+
+
+def _load_json(path: Path, *keys: str) -> dict[str, Any]:
+    """A JSON object that has lists of objects under `keys`."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("not an object")
+        for key in keys:
+            entries = content[key]
+            if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
+                raise ValueError(f"{key!r} is no list of objects")
+    except (ValueError, KeyError, RecursionError) as error:
+        raise _not_that_json(path, error) from error
+    return content
+
+
+def _by_name(images: Iterable[dict], key: str) -> dict[str, dict]:
+    """Image entries by their files' names without suffix, in their order.
+
+    Raises:
+        ValueError: a file name or an id occurs twice; which annotation counts would be a guess.
+    """
+    images = list(images)
+    names = [os.path.splitext(os.path.basename(image["file_name"]))[0] for image in images]
+    for what, values in (("file_name", names), (key, [image[key] for image in images])):
+        twice = [value for value, number in Counter(values).items() if number > 1]
+        if twice:
+            raise ValueError(f"{len(twice)} images share their {what}, the first is {twice[0]!r}")
+    return dict(zip(names, images, strict=True))
+
+
+def _size(image: Mapping[str, Any]) -> tuple[int, int]:
+    size = image["height"], image["width"]
+    if not all(type(side) is int and 0 < side < 1 << 16 for side in size):
+        raise ValueError(f"image {image['file_name']!r} has height and width {list(size)}")
+    return size
 
 
 def _not_that_json(path: Path, error: Exception) -> ValueError:

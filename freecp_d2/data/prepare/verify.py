@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..benchmarks.files import file_names, find_layout, read_names
+from ..benchmarks.files import file_names, likely_layout, read_names
 from ..benchmarks.layout import BENCHMARKS, Benchmark
 from ..images import load_label_map, read_image
 from .parallel import each
@@ -34,7 +34,8 @@ def verify(
     """Read every image and label map that evaluation will read, and report what is wrong.
 
     Faults are images without label map and the reverse, files that cannot be read, sizes that do
-    not match, ids that are neither a class nor ignored, and too few images.
+    not match, ids that are neither a class nor ignored, and too few images. Where the image folder
+    holds other images too and no list says which count, an image without label map is none.
 
     Args:
         root, workers, partial: as in :func:`prepare`.
@@ -42,12 +43,12 @@ def verify(
     Raises:
         BrokenProcessPool: a process died.
     """
-    root, found = Path(root), Verified()
-    layout = find_layout(benchmark, root) or benchmark.layout
+    root, found = Path(os.path.expanduser(root)), Verified()
+    layout = likely_layout(benchmark, root)
     image_folder, mask_folder = root / layout.image_folder, root / layout.mask_folder
     images = set(file_names(image_folder, layout.image_suffix))
     masks = set(file_names(mask_folder, layout.mask_suffix))
-    names = images | masks
+    names = masks if layout.shared_images else images | masks
     if layout.file_list:
         file_list = root / layout.file_list
         if file_list.is_file():
@@ -57,7 +58,12 @@ def verify(
             found.faults.append(f"{file_list}: no such file")
     without_mask, without_image = sorted(names - masks), sorted(names - images)
     found.images, found.masks = len(names & images), len(names & masks)
-    if without_mask:
+    if not found.masks:
+        found.faults.append(
+            f"no label map at all: looked for {mask_folder}/*{layout.mask_suffix}; "
+            f"python -m freecp_d2.data.prepare {benchmark.name} makes them"
+        )
+    elif without_mask:
         found.faults.append(
             f"{count(len(without_mask), 'image')} without label map{listed(without_mask)}: looked "
             f"for in {mask_folder}/*{layout.mask_suffix}"
@@ -94,11 +100,15 @@ def _faults(pair: tuple[str, str, Path, Path]) -> list[str]:
         labels = load_label_map(mask_path)
         sizes.append(labels.shape)
         wrong = np.unique(labels[(labels < 0) | (labels >= benchmark.num_classes)])
-        wrong = wrong[wrong != benchmark.ignore_label]
+        if benchmark.ignores:
+            wrong = wrong[wrong != benchmark.ignore_label]
         if wrong.size:
+            ignored = (
+                f"ignored is {benchmark.ignore_label}" if benchmark.ignores else "none ignored"
+            )
             faults.append(
                 f"{name}: label map: ids out of range: {', '.join(map(str, wrong[:5]))} (classes "
-                f"are 0 to {benchmark.num_classes - 1}, ignored is {benchmark.ignore_label})"
+                f"are 0 to {benchmark.num_classes - 1}, {ignored})"
             )
     except Exception as error:
         faults.append(f"{name}: label map: {error}")
