@@ -17,16 +17,12 @@ def datasets_root() -> Path:
 
 
 def find_layout(benchmark: Benchmark, root: Path) -> Layout | None:
-    """The first of its layouts that has a label map under `root`, of its list if it has one."""
-    for layout in benchmark.layouts:
-        masks = _walk(root / layout.mask_folder, layout.mask_suffix)
-        if layout.file_list:
-            path = root / layout.file_list
-            listed = set(read_names(path)) if path.is_file() else set()
-            masks = (name for name in masks if name in listed)
-        if next(masks, None) is not None:
-            return layout
-    return None
+    """The first of its layouts that has label maps under `root`, of its list if it has one.
+
+    One that has images too goes before one that has not.
+    """
+    found = [layout for layout in benchmark.layouts if _has_masks(layout, root)]
+    return next((layout for layout in found if _has_images(layout, root)), next(iter(found), None))
 
 
 def likely_layout(benchmark: Benchmark, root: Path) -> Layout:
@@ -37,7 +33,7 @@ def likely_layout(benchmark: Benchmark, root: Path) -> Layout:
     """
 
     def known(layout: Layout) -> tuple[bool, ...]:
-        images = has_files(root / layout.image_folder, layout.image_suffix)
+        images = _has_images(layout, root)
         sources = any(source.path.startswith(f"{layout.tree}/") for source in there)
         return images and sources, images, sources, (root / layout.mask_folder).is_dir()
 
@@ -97,6 +93,19 @@ def _walk(folder: Path, suffix: str, without: tuple[str, ...] = ()) -> Iterator[
             if name.endswith(suffix) and not name.endswith(without) and not name.startswith("."):
                 path = os.path.relpath(os.path.join(parent, name), folder)
                 yield Path(path).as_posix().removesuffix(suffix)
+
+
+def _has_images(layout: Layout, root: Path) -> bool:
+    return has_files(root / layout.image_folder, layout.image_suffix)
+
+
+def _has_masks(layout: Layout, root: Path) -> bool:
+    masks = _walk(root / layout.mask_folder, layout.mask_suffix)
+    if layout.file_list:
+        path = root / layout.file_list
+        listed = set(read_names(path)) if path.is_file() else set()
+        masks = (name for name in masks if name in listed)
+    return next(masks, None) is not None
 
 
 def _is_there(source: Source, root: Path) -> bool:

@@ -114,7 +114,7 @@ class Benchmark:
     Attributes:
         name: what configs, vocabulary files and `python -m freecp_d2.data.prepare` call it.
         dataset: its name in Detectron2's catalogs.
-        layouts: where its files may lie; the first that has a label map is read.
+        layouts: where its files may lie; the first that has images and label maps is read.
             `freecp_d2.data.prepare` writes the first, unless images or sources lie in another.
         sources: what label maps are made from. The kind that comes first is preferred, and of a
             kind what lies in the tree of the images.
@@ -330,6 +330,9 @@ _VOC20 = Benchmark(
                 shared_images=True,
             )
             for tree in _VOC_TREES
+        ),
+        Layout(  # SAN's README
+            "VOC2012/images_detectron2/val", ".jpg", "VOC2012/annotations_detectron2/val", ".png"
         ),
     ),
     num_images=1449,

@@ -104,7 +104,7 @@ def _faults(pair: tuple[str, str, Path, Path]) -> list[str]:
             wrong = wrong[wrong != benchmark.ignore_label]
         if wrong.size:
             ignored = (
-                f"ignored is {benchmark.ignore_label}" if benchmark.ignores else "none ignored"
+                f"ignored is {benchmark.ignore_label}" if benchmark.ignores else "none is ignored"
             )
             faults.append(
                 f"{name}: label map: ids out of range: {', '.join(map(str, wrong[:5]))} (classes "
