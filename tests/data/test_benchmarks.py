@@ -327,6 +327,27 @@ def test_the_first_layout_wins(root):
     assert record["sem_seg_file_name"] == f"{root}/coco/objectmaps_detectron2/val2017/1.png"
 
 
+def test_the_count_is_warned_of_once(root, caplog):
+    """An evaluation loads its data set for the loader, the evaluator and the sampler."""
+    write(root, BENCHMARKS["voc21"].layout, "1", "2")
+    for _ in range(3):
+        DatasetCatalog.get("voc_2012_val_21_sem_seg")
+    (record,) = caplog.records
+    assert "2 images in" in record.getMessage() and "official set has 1449" in record.getMessage()
+    write(root, BENCHMARKS["voc21"].layout, "1", "2", "3")
+    DatasetCatalog.get("voc_2012_val_21_sem_seg")
+    assert len(caplog.records) == 2
+
+
+def test_a_layout_with_images_goes_before_one_without(root):
+    first, second, *_ = BENCHMARKS["coco_stuff164k"].layouts
+    write(root, first, "1")
+    write(root, second, "2")
+    (root / first.image_folder / "1.jpg").unlink()
+    (record,) = DatasetCatalog.get("coco_2017_val_stuff164k_sem_seg")
+    assert record["image_id"] == 2
+
+
 def test_a_file_list_leaves_the_others_out(root):
     layout = BENCHMARKS["voc21"].layout
     write(root, layout, "2007_000033", "2007_000027")

@@ -227,13 +227,162 @@ def test_missing_annotations_and_images_are_named(tmp_path):
     assert f"1 annotation without image ({names[9]})" in done.faults[1]
 
 
+def edited(file: Path, change) -> None:
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+
+
+def same_file_name(content: dict) -> None:
+    """Another image of the same name, with an annotation of its own."""
+    images, key = content["images"], "id" if "id" in content["images"][0] else "image_id"
+    images.append({**images[0], key: 999999})
+    annotations = content.get("annotations", content.get("annos_segmentation"))
+    annotations.append({**annotations[0], "image_id": 999999, "id": 10**6})
+
+
+def same_id(content: dict) -> None:
+    content["images"].append({**content["images"][0], "file_name": "other.jpg"})
+
+
+def same_stem(content: dict) -> None:
+    same_file_name(content)
+    image = content["images"][-1]
+    image["file_name"] = f"val2017/{Path(image['file_name']).stem}.png"
+
+
+@pytest.mark.parametrize("change", [same_file_name, same_id, same_stem])
+@pytest.mark.parametrize("name", ["coco_object", "pcontext59"])
+def test_two_images_of_one_name_or_id_are_refused(name, change, tmp_path, capsys):
+    if name == "coco_object":
+        official.write_instances(tmp_path)
+    else:
+        official.write_official(name, tmp_path, context="json")
+    (file,) = tmp_path.rglob("*.json")
+    edited(file, change)
+    assert run(name, "--root", tmp_path, "--partial") == 1
+    printed = capsys.readouterr()
+    (fault,) = printed.err.split("fault: ")[1:]
+    assert str(file) in fault and "images share their" in fault and "nothing done" in printed.out
+    assert not list(tmp_path.rglob("*detectron2*"))
+
+
+def test_a_list_that_repeats_a_name_counts_it_once_and_says_so(
+    tmp_path, capsys, caplog, monkeypatch
+):
+    names = list(official.write_official("voc20", tmp_path))
+    file = tmp_path / "VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt"
+    file.write_text("\n".join([*names, names[1]]))
+    assert run("voc20", "--root", tmp_path, "--partial") == 0
+    printed = capsys.readouterr().out
+    assert "voc20: 3 images; label maps: 3 written" in printed
+    assert f"val.txt has names more than once ({names[1]}): each counts once" in printed
+    assert run("voc20", "--root", tmp_path, "--partial", "--verify") == 0
+    printed = capsys.readouterr().out
+    assert f"val.txt has names more than once ({names[1]}): each counts once" in printed
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    caplog.clear()
+    assert len(DatasetCatalog.get(BENCHMARKS["voc20"].dataset)) == 3
+    assert any(f"{names[1]} more than once" in record.getMessage() for record in caplog.records)
+
+
+def test_a_list_that_is_no_text_is_named(tmp_path, capsys):
+    official.write_official("voc20", tmp_path)
+    file = tmp_path / "VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt"
+    file.write_bytes(b"\xff\xfe\x00")
+    assert run("voc20", "--root", tmp_path, "--partial") == 1
+    assert f"{file}: not a text file" in capsys.readouterr().err
+
+
+CAPTIONS = {"images": [{"id": 1, "file_name": "1.jpg", "height": 2, "width": 2}]}
+CAPTIONS["annotations"] = [{"id": 5, "image_id": 1, "caption": "A dog."}]
+OTHER_KINDS = {
+    "captions": CAPTIONS,
+    "person_keypoints": {
+        "images": CAPTIONS["images"],
+        "annotations": [{"id": i, "image_id": 1, "category_id": 1, "iscrowd": 0,
+                         "segmentation": [[0, 0, 1, 0, 1, 1]], "keypoints": [0] * 51}
+                        for i in range(9)],
+        "categories": [{"id": 1, "name": "person", "keypoints": ["nose"], "skeleton": []}],
+    },
+    "panoptic": {
+        "images": CAPTIONS["images"],
+        "annotations": [{"image_id": 1, "file_name": "1.png", "segments_info": []}],
+        "categories": [{"id": i, "name": str(i), "isthing": 1} for i in range(1, 134)],
+    },
+    "stuff": {
+        "images": CAPTIONS["images"],
+        "annotations": [],
+        "categories": [{"id": i, "name": str(i)} for i in range(92, 184)],
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", OTHER_KINDS)
+@pytest.mark.parametrize("name", ["coco_object", "pcontext59"])
+def test_a_json_of_another_kind_is_refused_once(name, kind, tmp_path, capsys):
+    file = (
+        tmp_path
+        / {
+            "coco_object": "coco/annotations/instances_val2017.json",
+            "pcontext59": "VOCdevkit/VOC2010/trainval_merged.json",
+        }[name]
+    )
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(OTHER_KINDS[kind]))
+    assert run(name, "--root", tmp_path, "--partial") == 1
+    (fault,) = capsys.readouterr().err.split("fault: ")[1:]
+    assert str(file) in fault and "not the official file" in fault
+    if name == "coco_object":
+        assert "categories" in fault
+
+
+@pytest.mark.parametrize("size", [(0, 8), (-3, 8), (8.5, 8), ("8", 8), (None, 8), (10**9, 8)])
+def test_a_json_whose_images_have_no_size_is_refused(size, tmp_path, capsys):
+    official.write_instances(tmp_path)
+    file = tmp_path / "coco/annotations/instances_val2017.json"
+    edited(file, lambda content: content["images"][1].update(height=size[0], width=size[1]))
+    assert run("coco_object", "--root", tmp_path, "--partial") == 1
+    assert "has height and width" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", official.BENCHMARKS)
 def test_nothing_downloaded_is_said_with_where_to_get_it(name, tmp_path, capsys):
     assert run(name, "--root", tmp_path, "--partial") == 1
     error = capsys.readouterr().err
     assert str(tmp_path) in error and BENCHMARKS[name].source in error
+    assert "no annotation at all" in error and "0 images without" not in error
     assert not list(tmp_path.iterdir())
     assert run(name, "--root", tmp_path, "--partial", "--verify") == 1
+    error = capsys.readouterr().err
+    assert "no label map at all" in error and f"prepare {name} makes" in error
+
+
+@pytest.mark.parametrize("name", official.BENCHMARKS)
+def test_images_alone_have_no_annotation_at_all(name, tmp_path, capsys):
+    official.write_official(name, tmp_path)
+    for file in [*tmp_path.rglob("*.png"), *tmp_path.rglob("*.mat"), *tmp_path.rglob("*.json")]:
+        if "leftImg8bit" not in file.name:
+            file.unlink()
+    assert run(name, "--root", tmp_path, "--partial") == 1
+    error = capsys.readouterr().err
+    assert error.count("annotation") >= 1 and "no annotation at all: looked for" in error
+    assert "without annotation" not in error
+
+
+def test_what_coco_object_and_pc60_ignore_is_a_fault(tmp_path, capsys):
+    for name in ("coco_object", "pcontext60", "ade20k"):
+        image = next(iter(official.write_official(name, tmp_path)))
+        assert run(name, "--root", tmp_path, "--partial") == 0
+        labels = np.array(Image.open(target(name, tmp_path, image)))
+        labels[0, 0] = 255
+        Image.fromarray(labels).save(target(name, tmp_path, image))
+        capsys.readouterr()
+        faulty = name != "ade20k"
+        assert run(name, "--root", tmp_path, "--partial", "--verify") == faulty
+        if faulty:
+            error = capsys.readouterr().err
+            assert f"{image}: label map: ids out of range: 255" in error and "none is" in error
 
 
 def test_a_count_below_the_published_is_a_fault(tmp_path, capsys):

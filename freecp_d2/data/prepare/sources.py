@@ -122,8 +122,8 @@ def _coco_instances(benchmark: Benchmark, path: Path) -> Annotations:
         raise _not_that_json(path, error) from error
     note = (
         f"label maps from {path}, since no pixel maps of COCO-Stuff are there: they differ from "
-        "the published ones where instances overlap or are crowds (0.6 % of the pixels of 164 "
-        "images)"
+        "the published ones where instances overlap and where there are crowds (crowds alone are "
+        "0.60 % of the pixels of 164 images)"
     )
     return Annotations(str(path), converters, mark=INSTANCES_MARK, note=note)
 

@@ -10,7 +10,7 @@ from ..benchmarks.files import file_names, likely_layout, read_names
 from ..benchmarks.layout import BENCHMARKS, Benchmark
 from ..images import load_label_map, read_image
 from .parallel import each
-from .write import compare_count, count, listed
+from .write import compare_count, count, listed, note_repeated
 
 
 @dataclass
@@ -53,6 +53,7 @@ def verify(
         file_list = root / layout.file_list
         if file_list.is_file():
             names = set(read_names(file_list))
+            note_repeated(file_list, found.notes)
         else:
             names = masks
             found.faults.append(f"{file_list}: no such file")

@@ -82,10 +82,7 @@ def prepare(
         names = sorted(images | masks | annotations.converters.keys())
     elif file_list.is_file():
         names = list(read_names(file_list))
-        if twice := repeated_names(file_list):
-            done.notes.append(
-                f"{file_list} has names more than once{listed(twice)}: each counts once"
-            )
+        note_repeated(file_list, done.notes)
     elif annotations.names:
         names = list(annotations.names)
         write_whole(file_list, "".join(f"{name}\n" for name in names).encode())
@@ -133,7 +130,7 @@ def prepare(
 
 
 def _to_replace(benchmark: Benchmark, annotations: Annotations, target: Path) -> bool:
-    """Whether a COCO-Object map is made from the instances, and can now be by the published rule."""
+    """Whether a COCO-Object map is of the instances, and can now be made by the published rule."""
     published = annotations.converters and annotations.mark is None
     return bool(published) and benchmark.name == "coco_object" and is_made_from_instances(target)
 
@@ -150,6 +147,12 @@ def compare_count(
             faults.append(
                 f"{sentence}; --partial says that a part is wanted" if images else sentence
             )
+
+
+def note_repeated(file_list: Path, notes: list[str]) -> None:
+    """Names that a file list has more than once are a note."""
+    if twice := repeated_names(file_list):
+        notes.append(f"{file_list} has names more than once{listed(twice)}: each counts once")
 
 
 def count(number: int, noun: str) -> str:
