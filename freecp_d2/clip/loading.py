@@ -48,7 +48,7 @@ def load_clip(
         name: an open_clip model name, or the path of an open_clip model config (.json).
         pretrained: an open_clip tag of that name, or the path of a state dict (.safetensors, .pt,
             .pth or .bin), bare or under the key `state_dict`, with or without `module.` in front
-            of its keys, in any float type.
+            of its keys, in any float type. Integers and bools, as of quantised weights, are refused.
         precision: fp32, fp16, bf16, or auto: fp16 on CUDA and fp32 elsewhere. As open_clip means
             them: matrix weights are converted, LayerNorms and embeddings stay float32.
         device: where the model goes.
@@ -56,7 +56,8 @@ def load_clip(
     Raises:
         FileNotFoundError: a config or weights that do not exist, or cannot be downloaded.
         ValueError: an unknown name, tag or precision; a config that is no CLIP's; weights that are
-            damaged, hold more than tensors, or do not fit the model.
+            damaged, hold more than tensors, do not fit the model, or are NaN or infinite, also
+            only in that precision.
     """
     device = torch.device(device)
     dtype = _dtype(precision, device)
@@ -71,6 +72,7 @@ def load_clip(
     model.load_state_dict(state)
     if dtype != torch.float32:
         open_clip.convert_weights_to_lp(model, dtype)
+    _require_finite(path, dtype, model.state_dict())
     return model.to(device).eval().requires_grad_(False), _tokenizer(config["text_cfg"])
 
 
@@ -226,6 +228,11 @@ def _require_fit(
     missing = [key for key in wanted if key not in found]
     unexpected = [key for key in found if key not in wanted]
     reshaped = [key for key in wanted if key in found and wanted[key].shape != found[key].shape]
+    integral = [
+        key
+        for key in wanted
+        if key in found and wanted[key].is_floating_point() and not found[key].is_floating_point()
+    ]
     faults = []
     if missing:
         faults.append(f"{len(missing)} missing (first {missing[0]})")
@@ -237,10 +244,24 @@ def _require_fit(
             f"{len(reshaped)} of another shape (first {key}: {tuple(found[key].shape)} in place of "
             f"{tuple(wanted[key].shape)})"
         )
+    if integral:
+        key = integral[0]
+        faults.append(
+            f"{len(integral)} of a type without fractions (first {key}: {found[key].dtype})"
+        )
     if faults:
         raise ValueError(
             f"MODEL.CLIP.PRETRAINED: {path} does not fit MODEL.CLIP.NAME {name}; of its keys "
             f"{', '.join(faults)}; give the weights of that model"
+        )
+
+
+def _require_finite(path: Path, dtype: torch.dtype, state: Mapping[str, Tensor]) -> None:
+    broken = [key for key, value in state.items() if not value.isfinite().all()]
+    if broken:
+        raise ValueError(
+            f"MODEL.CLIP.PRETRAINED: {path} has NaN or infinity as {dtype} in {len(broken)} tensors "
+            f"(first {broken[0]}); fetch it again, or use MODEL.CLIP.PRECISION fp32"
         )
 
 

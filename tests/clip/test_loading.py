@@ -305,3 +305,73 @@ def test_weights_that_do_not_fit_are_counted(tmp_path, state, config):
     assert "2 missing (first visual.ln_post.weight)" in line
     assert "1 unexpected (first head.weight)" in line
     assert "1 of another shape (first visual.proj: (3, 4) in place of (16, 8))" in line
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int8, torch.uint8, torch.bool])
+@pytest.mark.parametrize("keys", [("visual.proj",), ("logit_scale", "positional_embedding"), None])
+def test_weights_without_fractions_are_refused(keys, dtype, suffix, tmp_path, state, config):
+    keys = keys or tuple(state)
+    path = tmp_path / f"w{suffix}"
+    other = {key: value.to(dtype) if key in keys else value for key, value in state.items()}
+    (save_file if suffix == ".safetensors" else torch.save)(other, path)
+    line = refusal(ValueError, lambda: load_clip(config, str(path)))
+    first = next(key for key in seeded().state_dict() if key in keys)
+    assert str(path) in line
+    assert f"{len(keys)} of a type without fractions (first {first}: {dtype})" in line
+
+
+@pytest.mark.parametrize("stored", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_every_float_type_gives_its_values(stored, tmp_path, state, config):
+    path = tmp_path / "w.safetensors"
+    stored_state = {key: value.to(stored) for key, value in state.items()}
+    save_file(stored_state, path)
+    model, _ = load_clip(config, str(path), "fp32")
+    for key, value in model.state_dict().items():
+        assert value.dtype == torch.float32 and value.equal(stored_state[key].float())
+
+
+def test_integers_may_be_where_the_model_has_them(tmp_path):
+    """The counters of a ResNet's batch norms."""
+    vision = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 16}
+    content = {**CONFIG, "vision_cfg": {**vision, "patch_size": None}}
+    (tmp_path / "resnet.json").write_text(json.dumps(content))
+    state = open_clip.CLIP(**content).state_dict()
+    assert any(not value.is_floating_point() for value in state.values())
+    save_file(state, tmp_path / "w.safetensors")
+    model, _ = load_clip(str(tmp_path / "resnet.json"), str(tmp_path / "w.safetensors"))
+    assert all(value.equal(state[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_nan_and_infinity_in_weights_are_refused(value, tmp_path, state, config):
+    path = tmp_path / "w.safetensors"
+    broken = {key: weight.clone() for key, weight in state.items()}
+    broken["visual.proj"][3, 4] = broken["visual.ln_post.bias"][0] = value
+    save_file(broken, path)
+    line = refusal(ValueError, lambda: load_clip(config, str(path)))
+    assert f"{path} has NaN or infinity as torch.float32 in 2 tensors" in line
+    assert "(first visual.proj)" in line
+
+
+def test_weights_too_large_for_a_precision_are_refused(tmp_path, state, config):
+    path = tmp_path / "w.safetensors"
+    large = {key: weight.clone() for key, weight in state.items()}
+    large["visual.proj"][3, 4] = 1e5
+    save_file(large, path)
+    for precision in ("fp32", "bf16"):
+        load_clip(config, str(path), precision)
+    line = refusal(ValueError, lambda: load_clip(config, str(path), "fp16"))
+    assert f"{path} has NaN or infinity as torch.float16 in 1 tensors (first visual.proj)" in line
+
+
+def test_auto_is_fp16_on_cuda_and_fp32_elsewhere(config, weights, monkeypatch):
+    moved = []
+    monkeypatch.setattr(nn.Module, "to", lambda self, device: moved.append(device) or self)
+    for device, dtype in (
+        *(("cuda", torch.float16), ("cuda:1", torch.float16)),
+        *(("cpu", torch.float32), ("meta", torch.float32), ("xpu", torch.float32)),
+    ):
+        model, _ = load_clip(config, weights, "auto", device)
+        assert model.visual.conv1.weight.dtype == dtype
+        assert moved.pop() == torch.device(device) and not moved
