@@ -36,4 +36,4 @@ def register_camvid(root: Path, name: str = "camvid_val") -> None:
 
 
 default = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "camvid"
-register_camvid(Path(os.environ.get("CAMVID_ROOT", default)))
+register_camvid(Path(os.environ.get("CAMVID_ROOT", default)).expanduser())

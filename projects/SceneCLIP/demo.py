@@ -3,10 +3,12 @@
     python projects/SceneCLIP/demo.py --output output/demo
 
 Runs `train_net.py --eval-only` for every method, and draws what those evaluations wrote.
+--register and --dataset take other scenes of the same classes.
 """
 
 import argparse
 import json
+import runpy
 import shlex
 import subprocess
 import sys
@@ -32,18 +34,23 @@ ROOT = Path(__file__).resolve().parents[2]
 DATASET = "scenes_val"
 METHODS = ("maskclip", "sclip", "clearclip")
 PICTURED = "clearclip"
-SCENES = range(12, 200, 25)
-"""The scenes that are pictured: eight at equal distances."""
+PICTURES = 8
+"""How many scenes are pictured, at equal distances."""
 
 
-def evaluate(method: str, enabled: bool, output: Path) -> Path:
+def evaluate(
+    method: str, enabled: bool, output: Path, dataset: str, register: str | None = None
+) -> Path:
     """Run train_net.py, its log on screen, and return the folder of its results."""
     folder = output / (method if enabled else f"{method}_base")
     command = [sys.executable, "train_net.py", "--eval-only"]
     command += ["--config-file", f"configs/scenes/{method}.yaml", "--coco-predictions"]
     if enabled:
         command += ["--compare-with", str(output / f"{method}_base" / "results.json")]
+    if register:
+        command += ["--register", register]
     command += ["MODEL.FREECP.ENABLED", str(enabled), "OUTPUT_DIR", str(folder)]
+    command += ["DATASETS.TEST", str((dataset,))]
     print("$", shlex.join(command), flush=True)
     code = subprocess.run(command, cwd=ROOT).returncode
     if code:
@@ -72,7 +79,7 @@ def draw_table(scores: dict[str, tuple[float, float]]) -> str:
     )
 
 
-def save_bars(scores: dict[str, tuple[float, float]], path: Path) -> None:
+def save_bars(scores: dict[str, tuple[float, float]], dataset: str, path: Path) -> None:
     """The table as a bar chart."""
     figure, axes = plt.subplots(figsize=(5, 3), layout="constrained")
     x = np.arange(len(scores))
@@ -81,7 +88,7 @@ def save_bars(scores: dict[str, tuple[float, float]], path: Path) -> None:
     ):
         axes.bar_label(axes.bar(x + shift, values, 0.4, label=label), fmt="%.1f")
     axes.set_xticks(x, list(scores))
-    axes.set_ylabel(f"mIoU on {DATASET}, %")
+    axes.set_ylabel(f"mIoU on {dataset}, %")
     axes.margins(y=0.25)
     axes.legend(loc="upper center", ncols=2)
     figure.savefig(path, dpi=150)
@@ -104,17 +111,18 @@ def save_picture(rows: list[dict[str, np.ndarray]], path: Path) -> None:
     plt.close(figure)
 
 
-def save_pictures(results: dict[bool, Path], output: Path) -> None:
-    """scene_*.png of the scenes of SCENES, and overview.png of all of them.
+def save_pictures(results: dict[bool, Path], dataset: str, output: Path) -> None:
+    """scene_*.png of a few scenes, and overview.png of all of these.
 
     Args:
         results: folders of the evaluations without and with FreeCP.
     """
-    metadata = MetadataCatalog.get(DATASET)
+    metadata = MetadataCatalog.get(dataset)
     base, ours = load_predictions(results[False]), load_predictions(results[True])
-    records = DatasetCatalog.get(DATASET)
+    records = DatasetCatalog.get(dataset)
+    step = max(len(records) // PICTURES, 1)
     rows = []
-    for record in (records[i] for i in SCENES):
+    for record in records[step // 2 :: step][:PICTURES]:
         file = record["file_name"]
         image = read_image(file)
         labels = {
@@ -131,15 +139,25 @@ def save_pictures(results: dict[bool, Path], output: Path) -> None:
     save_picture(rows, output / "overview.png")
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Evaluate, print the table, write the pictures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=ROOT / "output" / "demo", metavar="FOLDER")
-    output = parser.parse_args().output.resolve()
+    parser.add_argument(
+        "--register", metavar="FILE.py", help="run this file first; it registers --dataset"
+    )
+    parser.add_argument("--dataset", default=DATASET, metavar="NAME", help="%(default)s by default")
+    args = parser.parse_args(argv)
+    output, dataset = args.output.resolve(), args.dataset
+    if args.register:
+        runpy.run_path(args.register)
     start = time.perf_counter()
 
     results = {
-        method: {enabled: evaluate(method, enabled, output) for enabled in (False, True)}
+        method: {
+            enabled: evaluate(method, enabled, output, dataset, args.register)
+            for enabled in (False, True)
+        }
         for method in METHODS
     }
     scores = {
@@ -150,12 +168,12 @@ def main() -> None:
         for method, folders in results.items()
     }
     table = draw_table(scores)
-    (output / "comparison.md").write_text(f"mIoU on {DATASET}, percent\n\n{table}\n")
-    save_bars(scores, output / "comparison.png")
-    save_pictures(results[PICTURED], output)
+    (output / "comparison.md").write_text(f"mIoU on {dataset}, percent\n\n{table}\n")
+    save_bars(scores, dataset, output / "comparison.png")
+    save_pictures(results[PICTURED], dataset, output)
 
-    count = len(DatasetCatalog.get(DATASET))
-    print(f"\nmIoU on {DATASET} ({count} synthetic scenes), percent\n\n{table}\n")
+    count = len(DatasetCatalog.get(dataset))
+    print(f"\nmIoU on {dataset} ({count} synthetic scenes), percent\n\n{table}\n")
     print(f"Table:    {output / 'comparison.md'}, comparison.png")
     print(f"Pictures: {output / 'overview.png'}, scene_*.png")
     print(f"Results:  {output}/*/results.json, report.html")

@@ -12,7 +12,10 @@ The one supervision is each scene's caption. Three losses come from it:
 Half of the training images are two scenes side by side, so that a patch that copies its word from
 the other half of the image is wrong: this keeps the patch features local.
 
-    python projects/SceneCLIP/train.py --output projects/SceneCLIP/scene_clip.safetensors
+    python projects/SceneCLIP/train.py
+
+The weights go to output/sceneclip; --output projects/SceneCLIP/scene_clip.safetensors replaces the
+committed ones.
 """
 
 import argparse
@@ -36,6 +39,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 HERE = Path(__file__).resolve().parent
+DEFAULT_OUTPUT = HERE.parents[1] / "output" / "sceneclip" / "scene_clip.safetensors"
 sys.path.insert(0, str(HERE.parents[1]))
 
 from freecp_d2.clip import base_methods  # noqa: E402
@@ -379,27 +383,38 @@ def train(args: argparse.Namespace) -> dict[str, float]:
     return figures
 
 
+def _at_least_one(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
+    return value
+
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=HERE / "scene_clip.safetensors")
+    parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, metavar="FILE")
     parser.add_argument("--init", type=Path, help="weights to go on from, instead of random ones")
-    parser.add_argument("--steps", type=int, default=4500)
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--steps", type=_at_least_one, default=4500)
+    parser.add_argument("--batch", type=_at_least_one, default=32)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument(
         "--recall-share", type=float, default=0.05, help="share of patches that must show a word"
     )
-    parser.add_argument("--scenes", type=int, default=24000, help="training scenes to draw")
-    parser.add_argument("--held-out", type=int, default=300, help="scenes of the final figure")
-    parser.add_argument("--height", type=int, default=192)
-    parser.add_argument("--width", type=int, default=240)
+    parser.add_argument(
+        "--scenes", type=_at_least_one, default=24000, help="training scenes to draw"
+    )
+    parser.add_argument(
+        "--held-out", type=_at_least_one, default=300, help="scenes of the final figure"
+    )
+    parser.add_argument("--height", type=_at_least_one, default=192)
+    parser.add_argument("--width", type=_at_least_one, default=240)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--workers", type=_at_least_one, default=os.cpu_count())
     parser.add_argument("--scratch", default=tempfile.gettempdir(), help="where scenes are kept")
-    parser.add_argument("--log-every", type=int, default=50)
+    parser.add_argument("--log-every", type=_at_least_one, default=50)
     return parser.parse_args(argv)
 
 

@@ -1,26 +1,58 @@
 """The training script of SceneCLIP, a few steps of it, and the weights that are committed."""
 
 import importlib.util
+import json
+import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from freecp_d2.data.scenes import CLASSES, VAL_SEEDS
 
 PROJECT = Path(__file__).parents[2] / "projects" / "SceneCLIP"
 
+REGISTER = """
+from pathlib import Path
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from freecp_d2.data.scenes.catalog import load_scenes
 
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("sceneclip_train", PROJECT / "train.py")
+if "two_scenes" not in DatasetCatalog:
+    scenes = MetadataCatalog.get("scenes_val")
+    folder = Path(__file__).parent / "two"
+    DatasetCatalog.register("two_scenes", lambda: load_scenes(folder, range(2)))
+    MetadataCatalog.get("two_scenes").set(
+        stuff_classes=scenes.stuff_classes,
+        stuff_colors=scenes.stuff_colors,
+        ignore_label=scenes.ignore_label,
+        evaluator_type="sem_seg",
+    )
+"""
+
+
+def load_script(name: str):
+    """A module of a script of the project."""
+    spec = importlib.util.spec_from_file_location(f"sceneclip_{name}", PROJECT / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # worker processes find its functions by this name
     spec.loader.exec_module(module)
     yield module
     del sys.modules[spec.name]
+
+
+@pytest.fixture(scope="module")
+def script():
+    yield from load_script("train")
+
+
+@pytest.fixture(scope="module")
+def demo():
+    yield from load_script("demo")
 
 
 def tiny_args(script, output, scratch):
@@ -38,6 +70,26 @@ def test_a_few_steps_write_weights_that_load(script, tmp_path):
     script.build_model().load_state_dict(state)
     assert [path.name for path in tmp_path.glob("*.safetensors")] == [output.name]
     assert list(scratch.iterdir()) == []
+
+
+def test_the_committed_weights_are_not_the_default_output(script):
+    output = script.parse_args([]).output
+    assert output.relative_to(PROJECT.parents[1]).parts[0] == "output"
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["steps", "batch", "scenes", "held-out", "height", "width", "workers", "log-every"],
+)
+@pytest.mark.parametrize("value", ["0", "-1"])
+def test_nothing_to_train_is_refused_before_anything_is_written(
+    option, value, script, tmp_path, capsys
+):
+    output = tmp_path / "weights.safetensors"
+    with pytest.raises(SystemExit):
+        script.parse_args(["--output", str(output), f"--{option}", value])
+    assert f"--{option}: {value} is not at least 1" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_training_sees_no_seed_of_the_benchmark(script, tmp_path, monkeypatch):
@@ -109,3 +161,62 @@ def test_committed_weights_fit_the_model_and_the_size_limit(script):
     state = load_file(path)
     assert all(tensor.dtype == torch.float16 for tensor in state.values())
     script.build_model().load_state_dict(state)
+
+
+def test_make_demo_runs_this_script():
+    recipe = (PROJECT.parents[1] / "Makefile").read_text().split("\ndemo:")[1].splitlines()[1]
+    assert recipe.split() == ["$(PYTHON)", "projects/SceneCLIP/demo.py", "--output", "output/demo"]
+
+
+def test_the_demo_evaluates_and_draws(demo, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(demo, "METHODS", ("clearclip",))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    (tmp_path / "register.py").write_text(REGISTER)
+    output = tmp_path / "out"
+    arguments = ["--register", str(tmp_path / "register.py"), "--dataset", "two_scenes"]
+    demo.main([*arguments, "--output", str(output)])
+
+    results = [
+        json.loads((output / folder / "results.json").read_text())
+        for folder in ("clearclip_base", "clearclip")
+    ]
+    assert [r["images"] for r in results] == [2, 2]
+    alone, ours = (r["metrics"]["mIoU"] for r in results)
+    row = ["clearclip", f"{alone:.1f}", f"{ours:.1f}", f"{ours - alone:+.1f}"]
+    table = (output / "comparison.md").read_text()
+    assert "two_scenes" in table
+    assert [cell.strip() for cell in table.splitlines()[-1].split("|")[1:-1]] == row
+    assert table.splitlines()[-1] in capfd.readouterr().out
+    pictures = {path.name for path in output.glob("*.png")}
+    scenes = {"scene_000000.png", "scene_000001.png"}
+    assert pictures == {"comparison.png", "overview.png"} | scenes
+    for path in output.glob("*.png"):
+        with Image.open(path) as image:
+            assert len(image.convert("L").getcolors()) > 20
+    assert (output / "clearclip" / "report.html").is_file()
+
+
+def test_the_demo_pictures_eight_of_the_200_scenes(demo, tmp_path, monkeypatch):
+    """At equal distances; each with the predictions of both evaluations."""
+    blank = np.zeros((4, 4), dtype=np.uint8)
+    monkeypatch.setattr(demo, "save_picture", lambda rows, path: drawn.append((path.name, rows)))
+    monkeypatch.setattr(demo, "load_predictions", lambda folder: defaultdict(lambda: blank))
+    monkeypatch.setattr(demo, "read_image", lambda file: np.zeros((4, 4, 3), dtype=np.uint8))
+    monkeypatch.setattr(demo, "load_label_map", lambda file: blank)
+    records = [{"file_name": "", "sem_seg_file_name": "", "image_id": i} for i in range(200)]
+    monkeypatch.setattr(demo.DatasetCatalog, "get", lambda name: records)
+    drawn: list = []
+    demo.save_pictures({False: tmp_path, True: tmp_path}, "scenes_val", tmp_path)
+    *scenes, (name, overview) = drawn
+    assert [file for file, _ in scenes] == [f"scene_{i:06d}.png" for i in range(12, 200, 25)]
+    assert name == "overview.png" and len(overview) == 8
+    assert list(overview[0]) == ["image", "clearclip", "clearclip + FreeCP", "ground truth"]
+
+
+def test_the_demo_ends_where_an_evaluation_fails(demo, tmp_path, monkeypatch):
+    calls = []
+    ended = subprocess.CompletedProcess([], 3)
+    monkeypatch.setattr(subprocess, "run", lambda *args, **options: calls.append(args) or ended)
+    with pytest.raises(SystemExit, match="the evaluation of maskclip failed with exit code 3"):
+        demo.main(["--output", str(tmp_path)])
+    assert len(calls) == 1
