@@ -48,7 +48,7 @@ def load_clip(
         name: an open_clip model name, or the path of an open_clip model config (.json).
         pretrained: an open_clip tag of that name, or the path of a state dict (.safetensors, .pt,
             .pth or .bin), bare or under the key `state_dict`, with or without `module.` in front
-            of its keys, in any float type. Integers and bools, as of quantised weights, are refused.
+            of its keys, in any float type. Integers, as of quantised weights, are refused.
         precision: fp32, fp16, bf16, or auto: fp16 on CUDA and fp32 elsewhere. As open_clip means
             them: matrix weights are converted, LayerNorms and embeddings stay float32.
         device: where the model goes.
@@ -260,8 +260,8 @@ def _require_finite(path: Path, dtype: torch.dtype, state: Mapping[str, Tensor])
     broken = [key for key, value in state.items() if not value.isfinite().all()]
     if broken:
         raise ValueError(
-            f"MODEL.CLIP.PRETRAINED: {path} has NaN or infinity as {dtype} in {len(broken)} tensors "
-            f"(first {broken[0]}); fetch it again, or use MODEL.CLIP.PRECISION fp32"
+            f"MODEL.CLIP.PRETRAINED: {path} has NaN or infinity as {dtype} in {len(broken)} "
+            f"tensors (first {broken[0]}); fetch it again, or use MODEL.CLIP.PRECISION fp32"
         )
 
 
