@@ -18,6 +18,7 @@ from detectron2.config import CfgNode
 from detectron2.data import Metadata
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.visualizer import Visualizer
+from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
 from torch import Tensor
 
@@ -353,6 +354,13 @@ class FreeCPPredictor:
         with self._using(words):
             return words
 
+    def forget(self, vocabularies: Iterable[Vocabulary]) -> None:
+        """Drop the text features of vocabularies that :meth:`prepare` gave, and their words."""
+        with self._lock:
+            for words in vocabularies:
+                self._model.forget(words)
+        normalized_name.cache_clear()
+
     def _pixels(self, image: object) -> np.ndarray:
         return _pixels(image, self._mapper.exif_orientation)
 
@@ -446,6 +454,16 @@ class _Model(FreeCP):
         self.vocabulary = vocabulary
         if self.head is not None:
             self.head.num_background = vocabulary.num_background
+
+    def forget(self, vocabulary: Vocabulary) -> None:
+        """Back to where :meth:`set_vocabulary` was not called with it."""
+        vars(self).get("_known", {}).pop(vocabulary, None)
+        if getattr(self, "vocabulary", None) == vocabulary:
+            del self.vocabulary
+            self.text = self.descriptions = self.query_class = None  # type: ignore[assignment]
+        if isinstance(self.tokenizer, SimpleTokenizer):  # it keeps the pieces of every word
+            pieces = self.tokenizer.cache.items()
+            self.tokenizer.cache = {word: own for word, own in pieces if word == own}
 
 
 def _config(config: CfgNode | str | os.PathLike, opts: Sequence[str]) -> CfgNode:

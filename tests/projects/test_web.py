@@ -1,9 +1,14 @@
 """web.py: the model behind the page, and the page in a real browser."""
 
+import html
 import importlib.util
+import json
 import os
 import re
+import shutil
+import socket
 import sys
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,9 +20,11 @@ from freecp_d2 import FreeCPPredictor
 from freecp_d2.data.scenes import draw_scene
 
 pytest.importorskip("gradio", reason="web.py needs gradio: pip install 'freecp_d2[web]'")
+httpx = pytest.importorskip("httpx")  # which gradio brings
 DEMO = Path(__file__).parents[2] / "projects" / "Demo"
 WORDS = ["sky", "lawn", "meadow", "road", "mushroom", "tree", "snow"]
 TIMEOUT = 60_000
+NOT_UPLOADED = "Only pictures that were dropped on this page can be used; drop it again."
 
 
 def load(name):
@@ -164,6 +171,187 @@ def test_names_are_text_and_never_markup(predictor):
     assert web.INK not in web.chart(answer) and "currentColor" in web.chart(answer)
     width, height = web.picture_of(answer.base).size
     assert min(width, height) >= web.MIN_SHOWN
+
+
+# ------------------------------------------------------------------------------------ by raw HTTP
+
+
+class Client:
+    """Asks a served page without a browser: whatever one likes to send."""
+
+    def __init__(self, url, session=None):
+        self.http = httpx.Client(base_url=url, timeout=120)
+        self.session = session
+        listed = self.http.get("/config").json()["dependencies"]
+        self.run = next(d["id"] for d in listed if len(d["inputs"]) == 5)
+        self.again = next(d["id"] for d in listed if len(d["inputs"]) == 3)
+        self.example = next(d["id"] for d in listed if len(d["inputs"]) == 1)
+
+    def upload(self, path, name="scene.png"):
+        reply = self.http.post(
+            "/gradio_api/upload", files={"files": (name, Path(path).read_bytes())}
+        )
+        (path,) = reply.json()
+        return path
+
+    def join(self, function, data, session, **more):
+        body = {"fn_index": function, "data": data, "session_hash": session, **more}
+        return self.http.post(
+            "/gradio_api/queue/join",
+            content=json.dumps(body),  # with NaN, which httpx refuses
+            headers={"content-type": "application/json"},
+        )
+
+    def ask(self, function, *data, **more):
+        """Whether it was answered, and the answer or the sentence."""
+        session = self.session or uuid.uuid4().hex
+        reply = self.join(function, data, session, **more)
+        assert reply.status_code == 200, reply.text
+        return self.answer(session)
+
+    def answer(self, session):
+        """What :meth:`join` is answered. The whole stream is read: who leaves early has left."""
+        reply = None
+        address = "/gradio_api/queue/data"
+        with self.http.stream("GET", address, params={"session_hash": session}) as stream:
+            for line in stream.iter_lines():
+                message = json.loads(line[6:]) if line.startswith("data: ") else {}
+                if message.get("msg") == "process_completed":
+                    output = message["output"]
+                    reply = message["success"], output.get("data") or output.get("error")
+        assert reply is not None
+        return reply
+
+    def segment(self, path, words="sky, lawn", background=False, thresholds=(0.05, 0.9)):
+        return self.ask(self.run, {"path": path}, words, background, *thresholds)
+
+
+@pytest.fixture(scope="module")
+def site(predictor):
+    """The address of a page, and the page."""
+    page = web.build_page(web.Studio(predictor), Path(web.FOLDER))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    web.serve(page, "127.0.0.1", port, ["demo.example"])
+    yield f"http://127.0.0.1:{port}", page
+    page.close(verbose=False)
+
+
+@pytest.fixture
+def client(site):
+    return Client(site[0], uuid.uuid4().hex)
+
+
+@pytest.fixture
+def no_traceback(capfd, caplog):
+    """Nothing was printed but sentences."""
+    yield
+    captured = capfd.readouterr()
+    assert "Traceback" not in captured.out + captured.err
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+def sentence_of(reply):
+    """The complaint of an answer that is none."""
+    answered, sentence = reply
+    assert not answered and sentence and sentence[0].isupper() and sentence.endswith("."), reply
+    return html.unescape(sentence)
+
+
+def test_uploads_and_examples_are_segmented_by_raw_requests(client, tmp_path):
+    path = client.upload(save_scene(tmp_path, 87))
+    answered, (pictures, line, legend, chart) = client.segment(path, "sky, lawn, meadow")
+    assert answered and len(pictures) == 2 and "of 3 classes stay" in line
+    assert "meadow" in legend and "<svg" in chart
+    answered, values = client.ask(client.again, False, 0.5, 0.9)
+    assert answered and "not encoded again" in values[1]
+    answered, (picture, words) = client.ask(client.example, 0)
+    example = picture["value"]
+    assert answered and "mushroom" in words["value"]
+    assert client.ask(client.run, example, "sky, lawn", True, 0.05, 0.9)[0]
+
+
+def test_only_uploads_are_opened(client, site, tmp_path, monkeypatch, no_traceback):
+    folder = Path(web.FOLDER)
+    outside = save_scene(tmp_path, 42)
+    upload = client.upload(save_scene(tmp_path, 1))
+    (tmp_path / "linked").mkdir()
+    (folder / "folder_out").symlink_to(tmp_path)
+    (folder / "link.png").symlink_to(outside)
+    (folder / "dangling.png").symlink_to(tmp_path / "nothing.png")
+    (folder / "loop.png").symlink_to(folder / "loop.png")
+    os.link(outside, folder / "hard.png")
+    os.mkfifo(folder / "fifo.png")
+    os.mkfifo(tmp_path / "fifo.png")
+    sibling = Path(f"{folder}_more")
+    sibling.mkdir()
+    shutil.copy(outside, sibling / "scene.png")
+    up = "/".join([".."] * 12)
+    opened = []
+    monkeypatch.setattr(web, "read_image", opened.append)
+    try:
+        paths = [
+            outside,
+            str(tmp_path / "nothing.png"),
+            f"{folder}/{up}{outside}",
+            f"{folder}/x/{up}{outside}",
+            f"{Path(upload).parent}/{up}{tmp_path}/nothing.png",
+            f"{folder}/../{sibling.name}/scene.png",
+            str(sibling / "scene.png"),
+            os.path.relpath(outside),
+            f"{folder}/link.png",
+            f"{folder}/folder_out/{Path(outside).name}",
+            f"{folder}/folder_out/nothing.png",
+            f"{folder}/dangling.png",
+            f"{folder}/loop.png",
+            f"{folder}/hard.png",
+            f"{folder}/fifo.png",
+            str(tmp_path / "fifo.png"),
+            "/dev/zero",
+            "/dev/stdin",
+            "/proc/self/environ",
+            "/etc/passwd",
+            "~/picture.png",
+            str(folder),
+            str(Path(upload).parent),
+            "",
+            "/",
+            f"file://{outside}",
+            f"file://{upload}",
+            f"http://127.0.0.1:1{outside}",
+            f"https://example.org/{up}{outside}",
+            f"{client.http.base_url}gradio_api/file={upload}",
+            "data:image/png;base64,iVBORw0KGgo=",
+            f"{outside}\0.png",
+            f"{upload}\0",
+            "\ud800.png",
+            f"{folder}/\ud800.png",
+            "x" * 5000,
+            f"{folder}/{'x' * 300}.png",
+        ]
+        uploads = [{"path": path} for path in paths]
+        uploads += [{**one, "meta": {"_type": "gradio.FileData"}} for one in uploads]
+        address = f"{client.http.base_url}gradio_api/file={upload}"
+        uploads += [
+            {"path": outside, "url": address, "orig_name": "scene.png", "size": 1},
+            {"path": outside, "url": f"/gradio_api/file={outside}", "is_stream": True},
+            {"url": address},
+            {"path": None, "url": f"file://{outside}"},
+            *({"path": odd} for odd in (None, 3, True, [upload], {"path": upload})),
+            *([upload], [{"path": upload}], upload, outside, 7, -0.5, True, False, [], "", "x"),
+        ]
+        said = {sentence_of(client.ask(client.run, one, "sky", False, 0, 1)) for one in uploads}
+        assert said == {NOT_UPLOADED} and not opened
+        for nothing in (None, {}):
+            reply = client.ask(client.run, nothing, "sky", False, 0, 1)
+            assert "Drop a picture first" in sentence_of(reply)
+    finally:
+        shutil.rmtree(sibling)
+        for name in ("folder_out", "link.png", "dangling.png", "loop.png", "hard.png", "fifo.png"):
+            (folder / name).unlink()
+    monkeypatch.undo()
+    assert client.segment(upload)[0]  # and so it is after all that
 
 
 # ---------------------------------------------------------------------------------- in the browser
