@@ -27,7 +27,7 @@ from .timing import StageTimer
 
 T = TypeVar("T")
 
-MAP_VALUES = 2**26
+MAP_VALUES = 2**25
 """How many values of upsampled maps exist at once."""
 
 log = logging.getLogger(__name__)

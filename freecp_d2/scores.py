@@ -13,7 +13,7 @@ from .data.benchmarks.protocols import BaseProtocol
 from .pamr import pamr
 from .sliding_window import upsample_rows
 
-STRIP_VALUES = 2**24
+STRIP_VALUES = 2**22
 """How many scores of an image exist at once."""
 
 
