@@ -1,12 +1,21 @@
-"""load_config and what it makes of MODEL.DEVICE."""
+"""load_config, what it makes of MODEL.DEVICE, and that every key reaches what it is for."""
 
+import json
 import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
+import open_clip
 import pytest
 import torch
-from detectron2.config import get_cfg
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import build_model
+from open_clip.transformer import QuickGELU
+from safetensors.torch import save_file
 
-from freecp_d2 import FreeCPPredictor, add_freecp_config, load_config
+from freecp_d2 import FreeCP, FreeCPPredictor, add_freecp_config, load_config
+from freecp_d2.data.mapper import InferenceMapper
 
 CONFIG = "configs/scenes/clearclip.yaml"
 
@@ -63,3 +72,183 @@ def test_the_predictor_takes_config_nodes_alike(monkeypatch, caplog, device):
     assert any("No CUDA device" in warning for warning in warnings_of(caplog))
     given = FreeCPPredictor(cfg, ["MODEL.DEVICE", "cpu"])
     assert given.cfg.MODEL.DEVICE == "cpu"
+
+
+TINY_CLIP: dict = {
+    "embed_dim": 8,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 16, "head_width": 8, "patch_size": 16},
+    "text_cfg": {"context_length": 40, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+}
+BASE_ALONE = ("MODEL.FREECP.ENABLED", "False")
+
+
+def head(name: str) -> Callable[[FreeCP], object]:
+    return lambda model: getattr(model.head, name)
+
+
+def encoder(name: str) -> Callable[[FreeCP], object]:
+    return lambda model: getattr(model.encoder, name)
+
+
+def mapper(name: str) -> Callable[[InferenceMapper], object]:
+    return lambda mapper: getattr(mapper, name)
+
+
+def visual_dtype(model: FreeCP) -> torch.dtype:
+    return model.encoder.model.visual.conv1.weight.dtype
+
+
+def has_quick_gelu(model: FreeCP) -> bool:
+    return any(isinstance(module, QuickGELU) for module in model.modules())
+
+
+def first_weight(model: FreeCP) -> float:
+    return model.encoder.model.visual.proj[0, 0].item()
+
+
+def class_names(model: FreeCP) -> tuple:
+    return model.vocabulary.classes
+
+
+def is_described(model: FreeCP) -> bool:
+    return not model.descriptions.equal(model.text)
+
+
+def cached_files(model: FreeCP) -> int:
+    return len(list(Path(model.text_cache).iterdir())) if model.text_cache else 0
+
+
+# Key -> a value other than that of the test's config, what it is seen by in a model, or in a mapper
+# where the function is mapper()'s, what is seen with it, and what else is set.
+REACHES: dict[str, tuple] = {
+    "INPUT.EXIF_ORIENTATION": (False, mapper("exif_orientation"), False),
+    "INPUT.FORMAT": ("BGR", lambda model: model.input_format, "BGR"),
+    "INPUT.MAX_SIZE_TEST": (100, mapper("max_size"), 100),
+    "INPUT.MIN_SIZE_TEST": (50, mapper("min_size"), 50),
+    "MODEL.CLIP.GAUSSIAN_STD": (2.0, encoder("gaussian_std"), 2.0),
+    "MODEL.CLIP.GEM_DEPTH": (3, encoder("gem_depth"), 3),
+    "MODEL.CLIP.GEM_HEAD_AVERAGE": (True, encoder("gem_head_average"), True),
+    "MODEL.CLIP.LAST_BLOCK": ("residual", encoder("last_block"), "residual"),
+    "MODEL.CLIP.METHOD": ("sclip", encoder("method"), "sclip"),
+    "MODEL.CLIP.NAME": ("quick.json", has_quick_gelu, True),
+    "MODEL.CLIP.PRECISION": ("bf16", visual_dtype, torch.bfloat16),
+    "MODEL.CLIP.PRETRAINED": ("ones.safetensors", first_weight, 1.0),
+    "MODEL.CLIP.TEXT_CACHE": ("cache", cached_files, 1),
+    "MODEL.FREECP.AMBIGUITY": (False, head("ambiguity"), False),
+    "MODEL.FREECP.AMBIGUITY_THRESHOLD": (0.3, head("ambiguity_threshold"), 0.3),
+    "MODEL.FREECP.BACKGROUND_THRESHOLD": (
+        *(0.3, lambda model: model.protocol.probability_threshold, 0.3),
+        BASE_ALONE,
+    ),
+    "MODEL.FREECP.BATCH_SIZE": (3, lambda model: model.batch_size, 3),
+    "MODEL.FREECP.BOX_FULL_EXTENT": (True, head("box_full_extent"), True),
+    "MODEL.FREECP.CONSISTENCY": ("paper", head("true_iou"), True),
+    "MODEL.FREECP.CROP_BATCH_SIZE": (5, head("crop_batch_size"), 5),
+    "MODEL.FREECP.DESCRIPTIONS": ("descriptions.json", is_described, True),
+    "MODEL.FREECP.ENABLED": (False, lambda model: model.head, None),
+    "MODEL.FREECP.PROTOCOL": (
+        *("paper", lambda model: (model.protocol.authors, model.window), ("ClearCLIP", 448)),
+        BASE_ALONE,
+    ),
+    "MODEL.FREECP.REDUNDANCY": (False, head("redundancy"), False),
+    "MODEL.FREECP.REDUNDANCY_THRESHOLD": (0.3, head("redundancy_threshold"), 0.3),
+    "MODEL.FREECP.STRIDE": (24, lambda model: model.stride, 24),
+    "MODEL.FREECP.VOCABULARY": ("other.txt", class_names, (("dog",), ("sky",), ("road",))),
+    "MODEL.FREECP.WINDOW": (160, lambda model: model.window, 160),
+    "MODEL.PIXEL_MEAN": ([1.0, 2.0, 3.0], lambda m: m.pixel_mean.flatten().tolist(), [1, 2, 3]),
+    "MODEL.PIXEL_STD": ([4.0, 5.0, 6.0], lambda m: m.pixel_std.flatten().tolist(), [4, 5, 6]),
+}
+
+
+def leaves(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, CfgNode):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> Path:
+    """A CLIP of random weights, words and sentences."""
+    folder = tmp_path_factory.mktemp("config")
+    torch.manual_seed(0)
+    clip = open_clip.CLIP(**TINY_CLIP)
+    state = clip.state_dict()
+    save_file(state, folder / "clip.safetensors")
+    ones = {"visual.proj": torch.ones_like(clip.visual.proj.detach())}
+    save_file({**state, **ones}, folder / "ones.safetensors")
+    (folder / "clip.json").write_text(json.dumps(TINY_CLIP))
+    (folder / "quick.json").write_text(json.dumps({**TINY_CLIP, "quick_gelu": True}))
+    (folder / "words.txt").write_text("cat\nsky\n")
+    (folder / "other.txt").write_text("dog\nsky\nroad\n")
+    (folder / "descriptions.json").write_text(json.dumps({"cat": ["It has whiskers."]}))
+    return folder
+
+
+@pytest.fixture
+def config_of(files, tmp_path) -> Callable[..., CfgNode]:
+    """A config of the tiny CLIP with options; a value that names one of its files is its path."""
+
+    def build(*opts: object) -> CfgNode:
+        options = [
+            *("MODEL.CLIP.NAME", "clip.json", "MODEL.CLIP.PRETRAINED", "clip.safetensors"),
+            *("MODEL.FREECP.VOCABULARY", "words.txt", "MODEL.FREECP.DESCRIPTIONS", ""),
+            *("MODEL.CLIP.TEXT_CACHE", "", "MODEL.DEVICE", "cpu", *opts),
+        ]
+        paths = {path.name: str(path) for path in files.iterdir()}
+        paths["cache"] = str(tmp_path / "cache")
+        options = [paths.get(o, o) if isinstance(o, str) else o for o in options]
+        return load_config("configs/scenes/clearclip.yaml", options)
+
+    return build
+
+
+def seen(cfg: CfgNode, look: Callable) -> object:
+    is_of_the_mapper = look.__qualname__.startswith("mapper.")
+    return look(InferenceMapper(cfg) if is_of_the_mapper else build_model(cfg))
+
+
+def test_every_key_has_its_entry():
+    before, after = get_cfg(), get_cfg()
+    add_freecp_config(after)
+    known = dict(leaves(before))
+    added = {key for key, value in leaves(after) if key not in known or known[key] != value}
+    # The value that Detectron2 has of its own for a key of ours may be the same one day.
+    ours = {"INPUT.FORMAT", "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST"}
+    assert added | ours | {"MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"} == REACHES.keys()
+
+
+@pytest.mark.parametrize("key", REACHES)
+def test_every_key_reaches_what_it_is_for(key, config_of):
+    value, look, expected, *rest = REACHES[key]
+    others = [x for pair in rest for x in pair]
+    usual = seen(config_of(*others), look)
+    changed = seen(config_of(*others, key, value), look)
+    assert changed == expected and usual != expected
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [
+        ("auto", torch.float32),
+        ("fp32", torch.float32),
+        ("fp16", torch.float16),
+        ("bf16", torch.bfloat16),
+    ],
+)
+def test_the_towers_have_the_precision_that_is_configured(precision, dtype, config_of):
+    clip = build_model(config_of("MODEL.CLIP.PRECISION", precision)).encoder.model
+    blocks = [*clip.visual.transformer.resblocks, *clip.transformer.resblocks]
+    assert clip.visual.conv1.weight.dtype == clip.text_projection.dtype == dtype
+    assert {block.attn.in_proj_weight.dtype for block in blocks} == {dtype}
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_auto_is_fp16_where_the_device_is_cuda(device, config_of, monkeypatch):
+    cfg = config_of().clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = device
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, device: self)
+    encoder, _ = FreeCP.build_encoder(cfg)
+    assert encoder.model.visual.conv1.weight.dtype == torch.float16
