@@ -162,6 +162,89 @@ def test_the_base_method_alone_is_step_8(background, encoder, inputs, cases):
     assert (sem_seg.argmax(0) == labels).float().mean() > 0.999
 
 
+@pytest.mark.parametrize(("height", "width"), [(101, 83), (83, 101), (64, 95), (33, 80)])
+@pytest.mark.parametrize("window", [0, 75])
+def test_an_odd_padding_has_its_larger_half_at_the_end(
+    height, width, window, encoder, inputs, cases
+):
+    """METHOD.md section 8: m // 2 zeros at the left and top, the rest at the right and bottom."""
+    clip, stride = encoder("clearclip"), 50
+    case = {**cases["clearclip"], "window": window, "stride": stride}
+    freecp = build(clip, inputs, case, enabled=False)
+    image = inputs["large_image"][:, :, :height, :width]
+    sem_seg = freecp([as_detectron2(image)])[0]["sem_seg"]
+
+    total, count = torch.zeros(15, height, width), torch.zeros(height, width)
+    for place in windows_of(0, (height, width), window, stride):
+        rows, columns = place.size
+        missing, absent = -rows % 16, -columns % 16
+        left, top = absent // 2, missing // 2
+        pixels = torch.zeros(1, 3, rows + missing, columns + absent)
+        pixels[:, :, top : top + rows, left : left + columns] = image[
+            :, :, place.rows, place.columns
+        ]
+        features = clip(pixels)
+        cosine = (features.patches @ inputs["text"].T).transpose(1, 2).unflatten(2, features.grid)
+        cosine = F.interpolate(cosine, tuple(pixels.shape[2:]), mode="bilinear")[0]
+        total[:, place.rows, place.columns] += cosine[:, top : top + rows, left : left + columns]
+        count[place.rows, place.columns] += 1
+    probabilities = (50 * total / count).softmax(0)
+    torch.testing.assert_close(sem_seg, probabilities, atol=1e-5, rtol=0)
+
+
+def both_outputs(freecp: FreeCP, x: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    """The scores of every class, and the label map."""
+    results = []
+    for output in ("sem_seg", "label_map"):
+        freecp.output = output
+        results.append(freecp([x])[0][output])
+    return results[0], results[1]
+
+
+def stub_maps(freecp: FreeCP, values: dict[int, float], monkeypatch) -> None:
+    """Purified maps that are constant: class -> value; the others are removed."""
+    resolve = freecp.head.resolve
+
+    def resolved(*arguments):
+        found = resolve(*arguments)
+        maps, kept = torch.zeros_like(found.maps), torch.zeros_like(found.kept)
+        for class_id, value in values.items():
+            maps[:, class_id], kept[:, class_id] = value, True
+        return replace(found, maps=maps, kept=kept)
+
+    monkeypatch.setattr(freecp.head, "resolve", resolved)
+
+
+@pytest.mark.parametrize(
+    ("values", "label"),
+    [
+        ({2: 0.5}, 0),  # 1 - 0.5 is the background's: equal, and it is in front
+        ({2: 0.5 + 2**-24}, 3),
+        ({2: 0.5 - 2**-25}, 0),
+        ({2: 0.75, 4: 0.75}, 3),
+        ({4: 0.75, 2: 0.5}, 5),
+        ({0: 0.0}, 0),
+        ({}, 0),
+    ],
+)
+def test_ties_with_the_background_are_the_backgrounds(values, label, model, inputs, monkeypatch):
+    freecp = model("clearclip_background")
+    stub_maps(freecp, values, monkeypatch)
+    sem_seg, labels = both_outputs(freecp, as_detectron2(inputs["image"]))
+    assert sem_seg.argmax(0).eq(label).all() and labels.eq(label).all()
+    assert sem_seg[0].eq(1 - max(values.values(), default=0)).all()
+
+
+@pytest.mark.parametrize(
+    ("values", "label"), [({2: 0.75, 4: 0.75}, 2), ({4: 0.25}, 4), ({3: 0.0}, 0), ({}, 0)]
+)
+def test_ties_of_classes_are_the_firsts(values, label, model, inputs, monkeypatch):
+    freecp = model("clearclip")
+    stub_maps(freecp, values, monkeypatch)
+    sem_seg, labels = both_outputs(freecp, as_detectron2(inputs["image"]))
+    assert sem_seg.argmax(0).eq(label).all() and labels.eq(label).all()
+
+
 def test_a_class_takes_the_best_of_its_names(model, inputs):
     x = as_detectron2(inputs["large_image"])
     for enabled in (True, False):

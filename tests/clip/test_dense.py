@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from freecp_d2.clip import METHODS, DenseCLIP
+from freecp_d2.clip import METHODS, DenseCLIP, base_methods
 
 WHOLE = ("maskclip", "sclip", "clearclip", "gem", "clearclip_background")
 
@@ -87,6 +88,84 @@ def test_attention_and_vanilla_are_torchs_own():
         attention = torch.stack(recorded).mean(0)
         torch.testing.assert_close(features.attention, attention, atol=1e-6, rtol=0)
     torch.testing.assert_close(DenseCLIP(model, "vanilla")(x).patches, patches, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("side", "batch"), [(448, 2), (336, 1), (224, 5)])
+def test_all_chunks_of_twelve_heads(side, batch):
+    """The heads and tokens of a ViT-B/16, whose weights do not all exist at once."""
+    at_once = base_methods.WEIGHTS_AT_ONCE[0] // ((side // 16) ** 2 + 1) ** 2
+    assert at_once < 12 * batch and at_once % 12
+    model = small_clip(image_size=224, width=48, head_width=4).eval()
+    x = images(side, side, batch)
+    features = DenseCLIP(model)(x)
+    with torch.no_grad():
+        tokens, grid = base_methods.embed(model.visual, x)
+        recorded = []
+        for block in model.visual.transformer.resblocks[:-1]:
+            normed = block.ln_1(tokens)
+            assert block.attn.num_heads == 12
+            recorded.append(block.attn(normed, normed, normed, need_weights=True)[1][:, 1:, 1:])
+            tokens = block(tokens)
+    assert features.grid == grid
+    attention = torch.stack(recorded).mean(0)
+    torch.testing.assert_close(features.attention, attention, atol=1e-6, rtol=0)
+    last = model.visual.transformer.resblocks[-1](tokens)[:, 0]
+    cls = F.normalize(model.visual.ln_post(last) @ model.visual.proj, dim=-1)
+    torch.testing.assert_close(features.cls, cls, atol=1e-5, rtol=0)
+
+
+class Largest(TorchDispatchMode):
+    """Notes how many elements the largest result has."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.numel = max(self.numel, result.numel())
+        return result
+
+
+@pytest.mark.parametrize(
+    ("device", "batch", "heads", "length"),
+    [("cpu", 3, 12, 197), ("cpu", 1, 4, 785), ("cpu", 2, 2, 1500)]
+    + [("meta", 20, 12, 785), ("meta", 2, 16, 3000), ("meta", 2, 2, 9000)],
+)
+def test_weights_of_a_few_heads_exist_at_once(device, batch, heads, length):
+    """2^21 of them on a CPU and 2^26 elsewhere, or else one head's; and not far fewer."""
+    qkv = tuple(torch.zeros(batch, heads, length, 2, device=device) for _ in range(3))
+    record = torch.zeros(batch, length, length, device=device)
+    with Largest() as largest:
+        base_methods.recorded_attention(qkv, record)
+    allowed = max(2**21 if device == "cpu" else 2**26, length**2)
+    assert allowed / 2 < largest.numel <= allowed
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_everything_is_made_on_the_encoders_device(method):
+    """On "meta", whose tensors meet none of another device; a CUDA device is like it."""
+    clip = DenseCLIP(small_clip(layers=4), method, gem_depth=3).to("meta")
+    x = images(64, 80, 2).to("meta")
+    features = clip(x)
+    patches, grid = clip.encode_patches(x)
+    assert grid == features.grid == (4, 5)
+    for tensor, shape in (
+        *((features.patches, (2, 20, 24)), (patches, (2, 20, 24))),
+        *((features.cls, (2, 24)), (clip.encode_cls(x), (2, 24))),
+        (features.attention, (2, 20, 20)),
+    ):
+        assert tensor.is_meta and tensor.shape == shape
+
+
+def test_defaults_are_the_published():
+    clip = DenseCLIP(small_clip())
+    assert (clip.method, clip.gem_depth, clip.gem_head_average) == ("clearclip", 7, False)
+    assert clip.gaussian_std == 5.0
+    assert DenseCLIP(small_clip(), "gem", gem_depth=2).gem_depth == 2
+    visual, x = small_clip().visual, images(48, 64)
+    usual, _ = base_methods.embed(visual, x)
+    assert usual.equal(base_methods.embed(visual, x, antialias=False)[0])
+    assert not usual.equal(base_methods.embed(visual, x, antialias=True)[0])
 
 
 def test_gem_attention_may_average_the_heads():
