@@ -2,8 +2,10 @@
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
+import yaml
 from detectron2.config import CfgNode, get_cfg
 
 from .data.benchmarks.protocols import with_protocol
@@ -94,16 +96,81 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     The protocol of a base method alone is written into it
     (:func:`freecp_d2.data.benchmarks.protocols.with_protocol`).
 
+    Nothing in the file, or in the files of its `_BASE_`, is run: Detectron2's own
+    `merge_from_file` would build whatever Python object a YAML tag names.
+
     Args:
         opts: KEY VALUE pairs that override the file.
 
     Raises:
-        ValueError: see :func:`choose_device`.
+        FileNotFoundError: there is no such file.
+        ValueError: it is no config, or a pair is none; or MODEL.WEIGHTS is set; see also
+            :func:`choose_device`.
     """
+    if not Path(config_file).is_file():
+        raise FileNotFoundError(f"config {config_file}: no such file; check the path")
     cfg = get_cfg()
     add_freecp_config(cfg)
-    cfg.merge_from_file(config_file)
-    cfg.merge_from_list(list(opts))
+    merge_safely(cfg, config_file)
+    return finished_config(cfg, opts)
+
+
+def merge_safely(cfg: CfgNode, config_file: str) -> None:
+    """Merge a YAML file and the files of its `_BASE_`; a Python object in one of them is refused.
+
+    Raises:
+        ValueError: one of them is no YAML of plain values, or has a key or type that `cfg` has not.
+    """
+    try:
+        cfg.merge_from_file(config_file, allow_unsafe=False)
+    except yaml.MarkedYAMLError as error:
+        mark, why = error.problem_mark or error.context_mark, _one_line(error.problem)
+        if isinstance(error, yaml.constructor.ConstructorError) and "tag" in why:
+            why += "; a config holds plain values, and a Python object in it is never built"
+        if mark:
+            base = "" if mark.name == config_file else f", its _BASE_ {mark.name}"
+            config_file = f"{config_file}{base}, line {mark.line + 1}"
+        raise ValueError(f"config {config_file}: {why}; correct it") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        why = _one_line(error)
+        raise ValueError(f"config {config_file}: not YAML ({why}); correct it") from None
+    except RecursionError:
+        raise ValueError(
+            f"config {config_file}: its _BASE_ leads back to itself, or it is nested too deeply; "
+            "correct it"
+        ) from None
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"config {config_file}: its _BASE_ {error.filename} is not there; correct it"
+        ) from None
+    except (AttributeError, TypeError) as error:  # what is no mapping, wherever it is
+        raise ValueError(
+            f"config {config_file}: not a mapping of keys to values, or its _BASE_ is not "
+            f"({_one_line(error)}); correct it"
+        ) from error
+    except (AssertionError, KeyError, ValueError) as error:  # yacs: an unknown key, another type
+        raise ValueError(f"config {config_file}: {_one_line(error.args[0])}; correct it") from error
+
+
+def finished_config(cfg: CfgNode, opts: Sequence[str] = ()) -> CfgNode:
+    """A frozen copy of `cfg` with overrides, as :func:`load_config` gives it.
+
+    Raises:
+        ValueError: a pair that is none, an unknown key or another type; or MODEL.WEIGHTS is set.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    try:
+        cfg.merge_from_list(list(opts))
+    except (AssertionError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"config override: {_one_line(error.args[0])}; give KEY VALUE pairs"
+        ) from error
+    if cfg.MODEL.WEIGHTS:
+        raise ValueError(
+            f"MODEL.WEIGHTS is {cfg.MODEL.WEIGHTS!r}, which FreeCP would not read: it has no "
+            "weights of its own; CLIP's are MODEL.CLIP.PRETRAINED"
+        )
     choose_device(cfg)
     cfg.freeze()
     return with_protocol(cfg)
@@ -128,3 +195,7 @@ def choose_device(cfg: CfgNode) -> None:
         cfg.MODEL.DEVICE = "cpu"
     elif (device.index or 0) >= (count := torch.cuda.device_count()):
         raise ValueError(f"MODEL.DEVICE is {device}; this machine has {count}, counted from 0")
+
+
+def _one_line(message: object) -> str:
+    return " ".join(str(message).split())

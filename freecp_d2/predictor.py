@@ -22,7 +22,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
 from torch import Tensor
 
-from .config import choose_device, load_config
+from .config import finished_config, load_config
 from .data import Vocabulary, load_vocabulary, normalized_name
 from .data.images import read_image, resize_shortest_edge, to_pixels
 from .data.mapper import InferenceMapper
@@ -467,29 +467,16 @@ class _Model(FreeCP):
 
 
 def _config(config: CfgNode | str | os.PathLike, opts: Sequence[str]) -> CfgNode:
-    try:
-        if isinstance(config, CfgNode):
-            cfg = config.clone()
-            cfg.defrost()
-            cfg.merge_from_list(list(opts))
-            choose_device(cfg)
-        else:
-            name = os.fspath(config)
-            named = not name.endswith((".yaml", ".yml"))
-            cfg = load_config(str(_named_config(name) if named else _existing(name)), opts)
-            cfg.defrost()
-            if named:
-                _find_files(cfg)
-    except (AssertionError, KeyError) as error:  # what Detectron2's configs raise
-        raise ValueError(f"config: {error.args[0] if error.args else error}") from error
-    cfg.freeze()
+    if isinstance(config, CfgNode):
+        return finished_config(config, opts)
+    name = os.fspath(config)
+    named = not name.endswith((".yaml", ".yml"))
+    cfg = load_config(str(_named_config(name)) if named else name, opts)
+    if named:
+        cfg.defrost()
+        _find_files(cfg)
+        cfg.freeze()
     return cfg
-
-
-def _existing(name: str) -> Path:
-    if not Path(name).is_file():
-        raise FileNotFoundError(f"config {name}: no such file; check the path")
-    return Path(name)
 
 
 def _named_config(name: str) -> Path:

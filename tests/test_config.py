@@ -1,7 +1,11 @@
-"""load_config, what it makes of MODEL.DEVICE, and that every key reaches what it is for."""
+"""Configs: what is none is named, nothing in one is run, and every key reaches what it is for."""
 
+import importlib.util
 import json
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +20,173 @@ from safetensors.torch import save_file
 
 from freecp_d2 import FreeCP, FreeCPPredictor, add_freecp_config, load_config
 from freecp_d2.data.mapper import InferenceMapper
+
+ROOT = Path(__file__).parents[1]
+
+
+def payloads(trace: Path) -> dict[str, str]:
+    """Name -> YAML that makes the file `trace` where it is loaded unsafely."""
+    return {
+        "system": f'MODEL: !!python/object/apply:os.system ["touch {trace}"]',
+        "builtin": f'OUTPUT_DIR: !!python/object/apply:builtins.open ["{trace}", "w"]',
+        "eval": f"MODEL:\n  CLIP:\n    NAME: !!python/object/apply:eval [\"open('{trace}', 'w')\"]",
+        "new": f'? !!python/object/new:pathlib.Path ["{trace}"]\n: !!python/object/apply:os.mknod '
+        f'["{trace}"]',
+        "name": "MODEL: {CLIP: {NAME: !!python/name:os.system }}",
+        "module": "MODEL: {CLIP: {NAME: !!python/module:os }}",
+        "tuple": "MODEL: {CLIP: {NAME: !!python/tuple [1, 2]}}",
+    }
+
+
+PAYLOADS = sorted(payloads(Path("x")))
+
+
+@pytest.fixture
+def trace(tmp_path) -> Path:
+    """The file that a payload makes."""
+    return tmp_path / "trace"
+
+
+def refused(said: str, file: Path, trace: Path) -> None:
+    assert str(file) in said and "Python object" in said
+    assert "\n" not in said.strip() and not trace.exists()
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2], ids=["itself", "its base", "the base of its base"])
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_python_in_a_config_is_refused(tmp_path, trace, payload, depth):
+    (tmp_path / "0.yaml").write_text(payloads(trace)[payload])
+    (tmp_path / "1.yaml").write_text("_BASE_: 0.yaml\nVERSION: 2\n")
+    (tmp_path / "2.yaml").write_text("_BASE_: [1.yaml]\nVERSION: 2\n")
+    file = tmp_path / f"{depth}.yaml"
+    for load in (load_config, FreeCPPredictor):
+        with pytest.raises(ValueError, match=r"0\.yaml.*line") as error:
+            load(str(file))
+        refused(str(error.value), file, trace)
+
+
+def test_the_payloads_would_run(tmp_path, trace):
+    """Detectron2's default runs them: the tests above would see it."""
+    file = tmp_path / "config.yaml"
+    for name in ("system", "builtin", "eval", "new"):
+        file.write_text(payloads(trace)[name])
+        with pytest.raises((AssertionError, KeyError, TypeError)):
+            get_cfg().merge_from_file(str(file))
+        assert trace.exists(), name
+        trace.unlink()
+
+
+def module_of(path: Path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_demo_refuses_python(tmp_path, trace, capsys):
+    file = tmp_path / "config.yaml"
+    file.write_text(payloads(trace)["system"])
+    demo = module_of(ROOT / "projects" / "Demo" / "demo.py")
+    arguments = ["--config-file", str(file), "--input", str(tmp_path), "--output", str(tmp_path)]
+    assert demo.main([*arguments, "--vocabulary", "a, b"]) == 1
+    refused(capsys.readouterr().err, file, trace)
+
+
+@pytest.mark.parametrize(
+    ("script", "options"),
+    [("train_net.py", ["--eval-only"]), ("projects/Demo/web.py", ["--port", "7999"])],
+)
+def test_the_scripts_refuse_python(tmp_path, trace, script, options):
+    file = tmp_path / "config.yaml"
+    file.write_text(payloads(trace)["system"])
+    command = [sys.executable, script, "--config-file", str(file), *options]
+    run = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode not in (0, None)
+    refused(run.stderr.strip().splitlines()[-1], file, trace)
+    assert "Traceback" not in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "not a mapping"),
+        ("- 1\n- 2\n", "not a mapping"),
+        ("just words", "not a mapping"),
+        ("MODEL: [", "line 1|line 2"),
+        ("MODEL: 3", "not a mapping"),
+        ("_BASE_: nowhere.yaml", r"nowhere\.yaml is not there"),
+        ("_BASE_: config.yaml", "leads back to itself"),
+        ("_BASE_: [3]", "not a mapping"),
+        ("MODEL: {CLIP: {NOPE: 1}}", r"MODEL\.CLIP\.NOPE"),
+        ("MODEL: {CLIP: {NAME: 3}}", r"MODEL\.CLIP\.NAME"),
+        ("MODEL: {CLIP: {NAME: 2020-01-01}}", r"MODEL\.CLIP\.NAME"),
+        ("OUTPUT_DIR: \0", "not YAML"),
+        (b"\xff\xfe\x00", "not YAML"),
+    ],
+)
+def test_what_is_no_config_is_named(tmp_path, text, said):
+    file = tmp_path / "config.yaml"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=said) as error:
+        load_config(str(file))
+    assert str(file) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.fixture
+def plain(tmp_path) -> str:
+    file = tmp_path / "plain.yaml"
+    file.write_text("VERSION: 2\n")
+    return str(file)
+
+
+def test_no_such_file(tmp_path):
+    for path in (tmp_path / "nowhere.yaml", tmp_path):
+        with pytest.raises(FileNotFoundError, match="no such file"):
+            load_config(str(path))
+
+
+@pytest.mark.parametrize(
+    ("opts", "said"),
+    [
+        (["MODEL.CLIP.NAME"], "odd length"),
+        (["MODEL.CLIP.NOPE", "1"], r"MODEL\.CLIP\.NOPE"),
+        (["MODEL.CLIP.GEM_DEPTH", "deep"], r"MODEL\.CLIP\.GEM_DEPTH"),
+        (["_BASE_", "x.yaml"], "_BASE_"),
+    ],
+)
+def test_wrong_overrides(plain, opts, said):
+    with pytest.raises(ValueError, match=said) as error:
+        load_config(plain, opts)
+    assert "\n" not in str(error.value)
+
+
+def test_an_override_is_a_literal(plain, tmp_path):
+    code = f"open({str(tmp_path / 'trace')!r}, 'w')"
+    assert load_config(plain, ["MODEL.CLIP.NAME", code]).MODEL.CLIP.NAME == code
+    assert not (tmp_path / "trace").exists()
+
+
+def test_weights_are_refused(plain, tmp_path):
+    weights = tmp_path / "weights.yaml"
+    weights.write_text("MODEL: {WEIGHTS: model_final.pth}\nVERSION: 2\n")
+    cfg = get_cfg()
+    add_freecp_config(cfg)
+    cfg.MODEL.WEIGHTS = "model_final.pth"
+    for load in (
+        lambda: load_config(plain, ["MODEL.WEIGHTS", "model_final.pth"]),
+        lambda: load_config(str(weights)),
+        lambda: FreeCPPredictor(cfg),
+    ):
+        with pytest.raises(ValueError, match=r"WEIGHTS is 'model_final\.pth'.*CLIP\.PRETRAINED"):
+            load()
+
 
 CONFIG = "configs/scenes/clearclip.yaml"
 

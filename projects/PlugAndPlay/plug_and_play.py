@@ -3,7 +3,8 @@
 from plug_and_play import add_purified_config      # registers PurifiedSegmentor
 cfg = get_cfg()
 add_purified_config(cfg)
-cfg.merge_from_file("projects/PlugAndPlay/configs/purified_semantic_R_50_FPN.yaml")
+file = "projects/PlugAndPlay/configs/purified_semantic_R_50_FPN.yaml"
+cfg.merge_from_file(file, allow_unsafe=False)  # Detectron2 would run what a YAML tag names
 model = build_model(cfg)
 """
 

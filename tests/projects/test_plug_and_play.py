@@ -337,7 +337,8 @@ def test_a_config_builds_it_and_detectron2_evaluates_it(tmp_path):
     mean = list(cfg.MODEL.PIXEL_MEAN)
     plug.add_purified_config(cfg)
     assert cfg.MODEL.PIXEL_MEAN == mean and cfg.INPUT.FORMAT == "BGR"
-    cfg.merge_from_file(PROJECT / "configs" / "purified_semantic_R_50_FPN.yaml")
+    config = PROJECT / "configs" / "purified_semantic_R_50_FPN.yaml"
+    cfg.merge_from_file(config, allow_unsafe=False)
     options = ["MODEL.DEVICE", "cpu", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", len(CLASSES)]
     options += ["MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64]
     options += ["MODEL.FPN.OUT_CHANNELS", 16, "MODEL.SEM_SEG_HEAD.CONVS_DIM", 32]
