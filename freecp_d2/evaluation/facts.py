@@ -1,0 +1,106 @@
+"""What a figure was made with, so that it can be compared: config, words, weights, versions."""
+
+import hashlib
+import json
+import math
+from importlib import metadata
+from typing import Any
+
+import detectron2
+import open_clip
+import torch
+from detectron2.config import CfgNode
+from torch import nn
+
+from ..clip.loading import PRECISIONS
+from ..data import Vocabulary, load_descriptions
+from ..meta_arch import FreeCP
+
+
+def facts_of(cfg: CfgNode, model: FreeCP) -> dict[str, Any]:
+    """What results.json says beside the figures.
+
+    Args:
+        cfg: what `model` was built from.
+
+    Returns:
+        `method`, `enabled`, `redundancy`, `ambiguity`, `protocol`, `clip`, `pretrained` and
+        `vocabulary` as in the config, `device`, `precision` as it ran ("fp16", never "auto"),
+        `words` and `descriptions`, `weights` (all three SHA-256), `versions`, and `config`, all of
+        it as nested objects.
+    """
+    clip, freecp = cfg.MODEL.CLIP, cfg.MODEL.FREECP
+    return {
+        "method": clip.METHOD,
+        "enabled": freecp.ENABLED,
+        "redundancy": freecp.REDUNDANCY,
+        "ambiguity": freecp.AMBIGUITY,
+        "protocol": freecp.PROTOCOL,
+        "clip": clip.NAME,
+        "pretrained": clip.PRETRAINED,
+        "vocabulary": freecp.VOCABULARY,
+        "device": str(model.device),
+        "precision": precision_of(model.encoder),
+        "words": hash_of_words(model.vocabulary),
+        "descriptions": hash_of_descriptions(freecp.DESCRIPTIONS),
+        "weights": hash_of_weights(model.encoder),
+        "versions": {
+            "freecp_d2": _own_version(),
+            "detectron2": detectron2.__version__,
+            "torch": torch.__version__,
+            "open_clip": open_clip.__version__,
+        },
+        "config": _plain(cfg),
+    }
+
+
+def precision_of(module: nn.Module) -> str:
+    """The lowest of its parameters: fp32, fp16 or bf16. LayerNorms stay fp32 in every CLIP."""
+    lowest = min(
+        (p.dtype for p in module.parameters() if p.is_floating_point()), key=lambda d: d.itemsize
+    )
+    names = {dtype: name for name, dtype in PRECISIONS.items()}
+    return names.get(lowest, str(lowest).removeprefix("torch."))
+
+
+def hash_of_words(vocabulary: Vocabulary) -> str:
+    """SHA-256 of the background's names and of all names of all classes, in their order."""
+    return _sha256([list(vocabulary.background), [list(names) for names in vocabulary.classes]])
+
+
+def hash_of_descriptions(path: str) -> str | None:
+    """SHA-256 of the sentences of MODEL.FREECP.DESCRIPTIONS by class; None where it is empty."""
+    if not path:
+        return None
+    descriptions = load_descriptions(path)
+    return _sha256({name: list(descriptions[name]) for name in sorted(descriptions)})
+
+
+def hash_of_weights(module: nn.Module) -> str:
+    """SHA-256 of the names, types, shapes and bytes of all its tensors, as they run."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        flat = tensor.detach().cpu().contiguous().flatten()
+        digest.update(flat.view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _own_version() -> str:
+    try:
+        return metadata.version("freecp_d2")
+    except metadata.PackageNotFoundError:  # it is run from a checkout
+        return "not installed"
+
+
+def _sha256(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """A config as JSON has it; an infinite or undefined number as its name."""
+    if isinstance(value, CfgNode):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
