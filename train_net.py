@@ -11,6 +11,7 @@ import argparse
 import os
 import runpy
 import sys
+from pathlib import Path
 from typing import Any
 
 # Before torch is loaded. Its threads otherwise spin while they wait for each other, which makes
@@ -27,8 +28,12 @@ from detectron2.utils.logger import setup_logger
 
 from freecp_d2 import load_config
 from freecp_d2.data.mapper import InferenceMapper
+from freecp_d2.distributed import job_token, require_one_job
 from freecp_d2.evaluation import FreeCPSemSegEvaluator
+from freecp_d2.evaluation.facts import facts_of
+from freecp_d2.evaluation.sem_seg import require_registered
 from freecp_d2.evaluation.table import markdown_table
+from freecp_d2.files import require_writable
 
 
 class Trainer(DefaultTrainer):
@@ -48,36 +53,28 @@ class Trainer(DefaultTrainer):
         Raises:
             ValueError: `dataset_name` is not registered for semantic segmentation.
         """
+        require_registered(dataset_name)
         evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
         if evaluator_type != "sem_seg":
             raise ValueError(
                 f"{dataset_name}: evaluator_type is {evaluator_type!r}; only data sets registered "
                 "with 'sem_seg' can be evaluated"
             )
-        clip, freecp = cfg.MODEL.CLIP, cfg.MODEL.FREECP
-        facts = {
-            "method": clip.METHOD,
-            "enabled": freecp.ENABLED,
-            "redundancy": freecp.REDUNDANCY,
-            "ambiguity": freecp.AMBIGUITY,
-            "clip": clip.NAME,
-            "pretrained": clip.PRETRAINED,
-            "vocabulary": freecp.VOCABULARY,
-        }
         folder = os.path.join(cfg.OUTPUT_DIR, dataset_name if len(cfg.DATASETS.TEST) > 1 else "")
-        return FreeCPSemSegEvaluator(dataset_name, output_dir=folder, facts=facts, **options)
+        return FreeCPSemSegEvaluator(dataset_name, output_dir=folder, **options)
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
     """The frozen config of the command line, with logging set up."""
     cfg = load_config(args.config_file, args.opts)
+    require_writable(Path(cfg.OUTPUT_DIR))
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="freecp_d2")
     return cfg
 
 
 def main(args: argparse.Namespace) -> dict:
-    """Evaluate on every data set of DATASETS.TEST; what each rank runs.
+    """Evaluate on every data set of DATASETS.TEST.
 
     Raises:
         ValueError: DATASETS.TEST is empty.
@@ -87,14 +84,19 @@ def main(args: argparse.Namespace) -> dict:
     cfg = setup(args)
     if not cfg.DATASETS.TEST:
         raise ValueError("DATASETS.TEST is empty; name the data sets to evaluate")
-    model = Trainer.build_model(cfg)
-    model.output = "label_map"
+    # First, since they see what is wrong with the data, and loading CLIP takes longer.
     options = {
         "stage_seconds": lambda: model.timings,
         "coco_predictions": args.coco_predictions,
         "compare_with": args.compare_with,
     }
     evaluators = [Trainer.build_evaluator(cfg, name, **options) for name in cfg.DATASETS.TEST]
+    model = Trainer.build_model(cfg)
+    model.output = "label_map"
+    facts = facts_of(cfg, model)
+    for evaluator in evaluators:
+        evaluator.check_vocabulary(model.vocabulary)
+        evaluator.facts.update(facts)
     results = Trainer.test(cfg, model, evaluators)
     if comm.is_main_process():
         print(f"\n{markdown_table([evaluator.results for evaluator in evaluators])}\n")
@@ -105,6 +107,15 @@ def main(args: argparse.Namespace) -> dict:
         comm.synchronize()
         torch.distributed.destroy_process_group()
     return results
+
+
+def run(args: argparse.Namespace) -> None:
+    """What each rank runs: :func:`main`, and one line where something is wrong with the input."""
+    try:
+        require_one_job(args.job, max(args.num_machines * args.num_gpus, 1))
+        main(args)
+    except (OSError, ValueError) as error:
+        sys.exit(f"train_net.py: {error}")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -128,21 +139,31 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="results.json",
         help="of the base method on the same data set; the report shows both",
     )
+    # Detectron2's port is the same for all jobs of a user.
+    parser.set_defaults(dist_url="auto")
     args = parser.parse_args(argv)
     if not args.eval_only:
         sys.exit("train_net.py: FreeCP is training-free, nothing to train: use --eval-only")
     if not args.config_file:
         sys.exit("train_net.py: name a config: --config-file configs/scenes/clearclip.yaml")
+    if args.num_machines > 1 and args.dist_url == "auto":
+        sys.exit(
+            "train_net.py: several machines need --dist-url tcp://<the first's address>:<port>"
+        )
+    args.job = job_token(args)
     return args
 
 
 if __name__ == "__main__":
     args = parse_args()
-    launch(
-        main,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-    )
+    try:
+        launch(
+            run,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args,),
+        )
+    except torch.multiprocessing.ProcessExitedException as error:
+        sys.exit(str(error) if error.signal_name else 1)  # otherwise the rank has said why

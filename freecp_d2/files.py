@@ -1,6 +1,7 @@
 """Files that appear complete or not at all."""
 
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,6 +46,22 @@ def whole_file(path: Path) -> Iterator[Path]:
     finally:
         part.unlink(missing_ok=True)
     _sync(path.parent)
+
+
+def require_writable(folder: Path) -> None:
+    """Make `folder` if it is not there, and see that a file can be made in it.
+
+    Raises:
+        OSError: it cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise type(error)(
+            f"{folder}: cannot be written ({error.strerror}); choose another OUTPUT_DIR"
+        ) from None
 
 
 def _sync(path: Path) -> None:

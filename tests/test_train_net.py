@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils import comm
 
 from freecp_d2 import add_freecp_config
 
@@ -31,23 +32,31 @@ MetadataCatalog.get("few_scenes").set(
 """
 
 
-def evaluate(folder: Path, name: str, *args: str) -> tuple[dict, str]:
-    """results.json, and what was printed, of a call of train_net.py."""
-    output = folder / name
+def start(folder: Path, name: str, *args: str, dataset: str = "few_scenes") -> subprocess.Popen:
+    """A call of train_net.py that writes to `folder`/`name`; its ranks are processes on the CPU."""
     command = [sys.executable, "train_net.py", "--register", str(folder / "register.py")]
     command += ["--config-file", CONFIG, "--eval-only", "--coco-predictions", *args]
-    command += ["DATASETS.TEST", "('few_scenes',)", "OUTPUT_DIR", str(output)]
+    command += ["DATASETS.TEST", f"('{dataset}',)", "OUTPUT_DIR", str(folder / name)]
     command += ["MODEL.CLIP.TEXT_CACHE", str(folder / "text"), "MODEL.DEVICE", "cpu"]
-    run = subprocess.run(
+    return subprocess.Popen(
         command,
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=300,
     )
-    assert run.returncode == 0, run.stderr[-3000:]
-    return json.loads((output / "results.json").read_text()), run.stdout
+
+
+def finish(run: subprocess.Popen, folder: Path, name: str) -> tuple[dict, str]:
+    """results.json, and what was printed."""
+    out, err = run.communicate(timeout=300)
+    assert run.returncode == 0, err[-3000:]
+    return json.loads((folder / name / "results.json").read_text()), out
+
+
+def evaluate(folder: Path, name: str, *args: str) -> tuple[dict, str]:
+    return finish(start(folder, name, *args), folder, name)
 
 
 @pytest.fixture(scope="module")
@@ -67,22 +76,26 @@ def purified(folder, base) -> tuple[dict, str]:
     return evaluate(folder, "purified", "--compare-with", str(folder / "base" / "results.json"))
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="ranks would use NCCL, one GPU each")
 def test_two_ranks_give_the_results_of_one(folder, purified):
+    """Also where two jobs of two ranks run at once, which a port in common would mix."""
     one, _ = purified
-    two, _ = evaluate(folder, "two", "--num-gpus", "2", "--dist-url", "auto")
-    assert "World size: 2" in (folder / "two" / "log.txt").read_text()
-    for results in (one, two):
-        seconds = results.pop("seconds_per_image")
-        assert seconds["encode"] > 0
-    assert two == one
-    for file in ("per_class.csv", "sem_seg_predictions.json"):
-        assert (folder / "two" / file).read_bytes() == (folder / "purified" / file).read_bytes()
-    pictures = [
-        re.findall(r"data:image[^\"]+", (folder / run / "report.html").read_text())
-        for run in ("purified", "two")
-    ]
-    assert pictures[0] == pictures[1] and len(pictures[0]) == 2 * 3 * 3
+    runs = {name: start(folder, name, "--num-gpus", "2") for name in ("two", "two_more")}
+    for name, run in runs.items():
+        two, _ = finish(run, folder, name)
+        assert "World size: 2" in (folder / name / "log.txt").read_text()
+        assert two.pop("seconds_per_image")["encode"] > 0
+        config = two.pop("config")
+        assert config.pop("OUTPUT_DIR") == str(folder / name)
+        expected = {key: one[key] for key in one if key not in ("seconds_per_image", "config")}
+        assert two == expected
+        assert config == {key: one["config"][key] for key in config}
+        for file in ("per_class.csv", "sem_seg_predictions.json"):
+            assert (folder / name / file).read_bytes() == (folder / "purified" / file).read_bytes()
+        pictures = [
+            re.findall(r"data:image[^\"]+", (folder / run / "report.html").read_text())
+            for run in ("purified", name)
+        ]
+        assert pictures[0] == pictures[1] and len(pictures[0]) == 2 * 3 * 3
 
 
 def test_results_and_the_table_row(base, purified):
@@ -92,20 +105,100 @@ def test_results_and_the_table_row(base, purified):
         assert results["enabled"] == method.endswith("FreeCP")
         rows = [line.split("|")[1:-1] for line in printed.splitlines() if "| few_scenes" in line]
         cells = [[cell.strip() for cell in row] for row in rows]
-        assert cells == [["few_scenes", method, "3", f"{miou:.2f}", "-", "-"]]
+        shown = method if results["enabled"] else f"{method} (protocol same)"
+        assert cells == [["few_scenes", shown, "3", f"{miou:.2f}", "-", "-"]]
     assert base[0]["metrics"] != purified[0]["metrics"]
     assert "purification" not in base[0]
     assert purified[0]["purification"].keys() == {"truth", "redundancy", "ambiguity"}
 
 
+@pytest.mark.parametrize("enabled", ["True", "False"])
+def test_a_vocabulary_of_another_size_is_refused(folder, refuse, enabled):
+    """Three words for 41 classes; with a scored background they would be four."""
+    for text in ("cat\ndog\ncar\n", "background, sky\ncat\ndog\ncar\n"):
+        words = folder / "words.txt"
+        words.write_text(text)
+        opts = ["MODEL.FREECP.VOCABULARY", str(words), "MODEL.FREECP.ENABLED", enabled]
+        said = refuse(*opts)
+        assert re.search(r"few_scenes: the vocabulary has [34] classes \(.*cat.*has 41 \(", said)
+        assert "MODEL.FREECP.VOCABULARY" in said
+
+
+@pytest.mark.parametrize(
+    ("opts", "said"),
+    [
+        (["MODEL.WEIGHTS", "model.pth"], "MODEL.WEIGHTS is 'model.pth'"),
+        (["DATASETS.TEST", "('few_scene',)"], "no data set 'few_scene'; did you mean few_scenes"),
+        (["DATASETS.TEST", "()"], "DATASETS.TEST is empty"),
+        (["DATASETS.TEST", "('coco_2017_val',)"], "evaluator_type is 'coco'"),
+        (["OUTPUT_DIR", "/proc/nowhere"], "/proc/nowhere: cannot be written"),
+        (["OUTPUT_DIR", "train_net.py"], "train_net.py: cannot be written"),
+        (["MODEL.NOPE", "1"], "MODEL.NOPE"),
+        (["MODEL.NOPE"], "odd length"),
+        (["MODEL.FREECP.PROTOCOL", "mine"], "MODEL.FREECP.PROTOCOL is 'mine'"),
+    ],
+)
+def test_wrong_configs_end_with_one_line(refuse, opts, said):
+    assert said in refuse(*opts)
+
+
+def test_a_base_of_another_kind_ends_with_one_line(folder, refuse):
+    file = folder / "words.json"
+    file.write_text('["cat"]')
+    assert "words.json: not the results.json" in refuse("--compare-with", str(file))
+
+
+@pytest.fixture
+def refuse(folder, monkeypatch):
+    """The one line that a call ends with which cannot be evaluated; in this process."""
+    monkeypatch.chdir(ROOT)
+    script = runpy.run_path(str(ROOT / "train_net.py"))
+    if "few_scenes" not in DatasetCatalog.list():
+        runpy.run_path(str(folder / "register.py"))
+
+    def refuse(*args: str) -> str:
+        options = [arg for arg in args[:2] if arg.startswith("--")] and list(args[:2])
+        fixed = ["DATASETS.TEST", "('few_scenes',)", "OUTPUT_DIR", str(folder / "refused")]
+        fixed += ["MODEL.CLIP.TEXT_CACHE", str(folder / "text"), "MODEL.DEVICE", "cpu"]
+        call = ["--config-file", CONFIG, "--eval-only", *options, *fixed, *args[len(options) :]]
+        with pytest.raises(SystemExit) as error:
+            script["run"](script["parse_args"](call))
+        said = str(error.value)
+        assert said.startswith("train_net.py: ") and "\n" not in said
+        return said
+
+    yield refuse
+    DatasetCatalog.pop("few_scenes")
+    MetadataCatalog.pop("few_scenes")
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
-    [(["--config-file", CONFIG], "use --eval-only"), (["--eval-only"], "--config-file")],
+    [
+        (["--config-file", CONFIG], "use --eval-only"),
+        (["--eval-only"], "--config-file"),
+        (["--eval-only", "--config-file", CONFIG, "--num-machines", "2"], "--dist-url"),
+    ],
 )
 def test_wrong_calls_end_with_one_line(args, said):
     with pytest.raises(SystemExit, match=said) as error:
         runpy.run_path(str(ROOT / "train_net.py"))["parse_args"](args)
     assert "\n" not in str(error.value)
+
+
+def test_every_job_has_a_port_and_a_token_of_its_own():
+    parse = runpy.run_path(str(ROOT / "train_net.py"))["parse_args"]
+    jobs = [parse(["--eval-only", "--config-file", CONFIG]) for _ in range(2)]
+    assert [job.dist_url for job in jobs] == ["auto", "auto"]
+    assert jobs[0].job != jobs[1].job
+
+
+def test_ranks_of_another_job_write_nothing(folder, refuse, monkeypatch):
+    """The token is compared before the first file is written."""
+    output = folder / "strangers"
+    monkeypatch.setattr(comm, "all_gather", lambda token: [token, "another"])
+    assert "belong to another job" in refuse("OUTPUT_DIR", str(output))
+    assert not output.exists()
 
 
 @pytest.mark.parametrize("config", sorted(CONFIGS), ids=lambda path: path.stem)

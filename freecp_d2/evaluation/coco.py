@@ -24,12 +24,14 @@ class CocoWriter:
 
     Args:
         path: the JSON file to be written. All ranks must see its folder.
+        job: the same on all ranks, and another of any other job that writes there.
         rank: of this process.
         category_ids: class id -> the data set's category id.
     """
 
-    def __init__(self, path: Path, rank: int, category_ids: dict[int, int]):
+    def __init__(self, path: Path, job: str, rank: int, category_ids: dict[int, int]):
         self.path = path
+        self.job = job
         self.category_ids = category_ids
         self._file: TextIO = self._part(rank).open("w", encoding="utf-8")
 
@@ -72,4 +74,4 @@ class CocoWriter:
             part.unlink()
 
     def _part(self, rank: int) -> Path:
-        return self.path.with_name(f"{self.path.name}.rank{rank}.part")
+        return self.path.with_name(f".{self.path.name}.{self.job}.{rank}.part")

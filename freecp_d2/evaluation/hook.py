@@ -7,6 +7,8 @@ from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from torch import nn
 
+from .sem_seg import FreeCPSemSegEvaluator
+
 
 class SemSegEvalHook(EvalHook):
     """Evaluates a model every `period` iterations and after training.
@@ -23,6 +25,9 @@ class SemSegEvalHook(EvalHook):
         data_loader: of batches of such dicts; it has a length.
         evaluator: such as :class:`freecp_d2.evaluation.FreeCPSemSegEvaluator`.
         prefix: of the names of the figures.
+
+    A `vocabulary` of the model with more or fewer classes than the evaluator's data set is a
+    ValueError before an image is segmented.
     """
 
     def __init__(
@@ -40,6 +45,9 @@ class SemSegEvalHook(EvalHook):
         self._prefix = prefix
 
     def _evaluate(self) -> dict[str, dict[str, float]]:
+        vocabulary = getattr(self._model, "vocabulary", None)
+        if vocabulary is not None and isinstance(self._evaluator, FreeCPSemSegEvaluator):
+            self._evaluator.check_vocabulary(vocabulary)
         # Detectron2 gives the mode of the model to all its modules, and these may differ.
         training = [(module, module.training) for module in self._model.modules()]
         try:

@@ -12,18 +12,21 @@ STAGES = {"redundancy": "kept_redundancy", "ambiguity": "kept"}
 
 
 def confusion_matrix(
-    predicted: np.ndarray, truth: np.ndarray, num_classes: int, ignore_label: int
+    predicted: np.ndarray, truth: np.ndarray, num_classes: int, ignore_label: int | None
 ) -> np.ndarray:
     """Pixels by predicted (row) and true (column) class, without those of `ignore_label`.
 
     Args:
         predicted, truth: (H, W) integers, class ids from 0 to `num_classes` - 1.
+        ignore_label: None: every pixel counts.
 
     Returns:
         (num_classes, num_classes) int64.
     """
-    counted = truth != ignore_label
-    cells = num_classes * predicted[counted] + truth[counted]
+    if ignore_label is not None:
+        counted = truth != ignore_label
+        predicted, truth = predicted[counted], truth[counted]
+    cells = (num_classes * predicted + truth).ravel()
     counts = np.bincount(cells, minlength=num_classes**2)
     return counts.reshape(num_classes, num_classes)
 
@@ -66,7 +69,7 @@ def segmentation_metrics(confusion: np.ndarray, names: Sequence[str]) -> dict[st
 
     Args:
         confusion: see :func:`confusion_matrix`.
-        names: of the classes, for `IoU-name` and `ACC-name`.
+        names: of the classes, for `IoU-name` and `ACC-name`, each once (:func:`distinct_names`).
     """
     truth = confusion.sum(axis=0)
     ious = class_ious(confusion)
@@ -92,6 +95,7 @@ class Counts:
     Attributes:
         confusion: see :func:`confusion_matrix`.
         images: how many.
+        ignored: pixels of `ignore_label`.
         purified: images whose outputs say which classes stayed.
         present: classes in the ground truth of those images, summed.
         kept: stage -> classes that stayed after it, summed over images.
@@ -104,6 +108,7 @@ class Counts:
 
     confusion: np.ndarray
     images: int = 0
+    ignored: int = 0
     purified: int = 0
     present: int = 0
     kept: Counter[str] = field(default_factory=Counter)

@@ -17,12 +17,14 @@ from PIL import Image
 
 from ..data.mapper import read_image
 from ..files import write_whole
-from .results import method_of
+from .results import method_of, printable
 
 PICTURE_SIDE = 480
 """Images are made smaller until their long side is at most this many pixels."""
 LEAST_SIDE = 16
 """No side is drawn smaller; Detectron2's Visualizer does not draw two pixels."""
+LONGEST_NAME = 60
+"""A class's name in a picture has at most so many characters."""
 MOST_PAIRS = 50
 """So many of the pairs that the ambiguity stage decided are listed."""
 
@@ -41,7 +43,7 @@ def write_report(
     path: Path,
     results: Mapping[str, Any],
     base: Mapping[str, Any] | None,
-    metadata: Metadata,
+    palette: Metadata,
     best: Sequence[Example],
     worst: Sequence[Example],
 ) -> None:
@@ -50,7 +52,7 @@ def write_report(
     Args:
         results: what results.json holds.
         base: the same of the base method alone, or None.
-        metadata: of the data set, for the names and colours of the pictures.
+        palette: names and colours of the pictures (:func:`palette_of`).
         best, worst: images by their own mIoU.
     """
     environment = jinja2.Environment(
@@ -59,9 +61,9 @@ def write_report(
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=lambda value: printable(value) if isinstance(value, str) else value,
     )
     environment.filters["figure"] = _figure
-    palette = _palette(metadata)
     runs = [run for run in (base, results) if run is not None]
     html = environment.get_template("report.html").render(
         results=results,
@@ -94,13 +96,47 @@ def draw(example: Example, metadata: Metadata) -> dict[str, str]:
     return {title: _data_uri(picture) for title, picture in pictures.items()}
 
 
-def _palette(metadata: Metadata) -> Metadata:
-    """Names and colours; Detectron2's where a data set has none: its Visualizer would draw lots."""
+def palette_of(metadata: Metadata) -> Metadata:
+    """Names, as plain text for Detectron2's Visualizer, and colours of a data set.
+
+    Detectron2's colours where a data set has none: its Visualizer would draw lots.
+
+    Raises:
+        ValueError: `stuff_colors` are not three integers of 0-255 a class.
+    """
+    names = metadata.stuff_classes
     colors = colormap(rgb=True).astype(int).tolist()
-    colors = [colors[i % len(colors)] for i in range(len(metadata.stuff_classes))]
-    return Metadata(
-        stuff_classes=metadata.stuff_classes, stuff_colors=metadata.get("stuff_colors", colors)
+    colors = [colors[i % len(colors)] for i in range(len(names))]
+    given = metadata.get("stuff_colors")
+    if given is not None:
+        if len(given) != len(names):
+            raise ValueError(
+                f"{metadata.name}: {len(given)} stuff_colors of {len(names)} classes; give each "
+                "its own, or leave them out"
+            )
+        for name, color in zip(names, given, strict=True):
+            if not _is_color(color):
+                raise ValueError(
+                    f"{metadata.name}: the stuff_colors of {printable(name)!r} are {color}; give "
+                    "three integers from 0 to 255, R, G and B"
+                )
+        colors = [[int(value) for value in color] for color in given]
+    return Metadata(stuff_classes=[_plain_text(name) for name in names], stuff_colors=colors)
+
+
+def _is_color(color: Any) -> bool:
+    array = np.asarray(color, dtype=object)
+    return array.shape == (3,) and all(
+        isinstance(value, int | np.integer) and not isinstance(value, bool) and 0 <= value <= 255
+        for value in array
     )
+
+
+def _plain_text(name: str) -> str:
+    """A name in one short line; matplotlib takes a pair of $ for mathematics."""
+    name = printable(name)
+    name = name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+    return name.replace("$", r"\$")
 
 
 def _data_uri(image: np.ndarray) -> str:

@@ -3,16 +3,21 @@
 import json
 import math
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..files import write_whole
 
+METRICS: tuple[str, ...] = ("mIoU", "mIoU-detectron2", "fwIoU", "mACC", "pACC")
+"""The figures of a whole data set, in percent."""
+
 
 def write_results(results: Mapping[str, Any], path: Path) -> None:
-    """Write JSON; there may be no NaN in it."""
+    """Write JSON, UTF-8; there may be no NaN in it. Lone surrogates are escaped."""
     text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False)
+    text = re.sub(r"[\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", text)
     write_whole(path, f"{text}\n".encode())
 
 
@@ -21,20 +26,62 @@ def load_results(path: str | os.PathLike) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no such file.
+        ValueError: it is no such file, or a figure in it is missing or no number.
     """
     try:
-        results = json.loads(Path(path).read_text(encoding="utf-8"))
-        results["dataset"], results["metrics"]["mIoU"], results["classes"][0]["IoU"]
+        text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{path}: no such file; name the results.json of an evaluation"
         ) from None
-    except (ValueError, KeyError, IndexError, TypeError):
+    except UnicodeDecodeError:
+        text = ""
+    try:
+        results = json.loads(text, parse_constant=lambda name: name)
+    except (ValueError, RecursionError):
+        results = None
+    fault = _fault(results)
+    if fault:
         raise ValueError(
-            f"{path}: not the results.json of an evaluation by FreeCPSemSegEvaluator; name one"
-        ) from None
+            f"{path}: not the results.json of an evaluation by FreeCPSemSegEvaluator ({fault}); "
+            "name one, or evaluate anew"
+        )
     return results
+
+
+def _fault(results: Any) -> str | None:
+    """What keeps `results` from being those of an evaluation, in a few words."""
+    if not isinstance(results, dict):
+        return "no JSON object"
+    if not isinstance(results.get("dataset"), str):
+        return "no data set"
+    if not _is_number(results.get("images")):
+        return "no number of images"
+    if not isinstance(results.get("metrics"), dict):
+        return "no metrics"
+    for name, value in results["metrics"].items():
+        if value is not None and not _is_number(value):
+            return f"{name} is {value!r}"
+    if "mIoU" not in results["metrics"]:
+        return "no mIoU"
+    classes = results.get("classes")
+    if not isinstance(classes, list) or not classes:
+        return "no classes"
+    for index, entry in enumerate(classes):
+        if not isinstance(entry, dict) or "IoU" not in entry:
+            return f"class {index} has no IoU"
+        if entry["IoU"] is not None and not _is_number(entry["IoU"]):
+            return f"the IoU of class {index} is {entry['IoU']!r}"
+    return None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def printable(text: str) -> str:
+    """`text` with control characters and lone surrogates, which no file takes, as escapes."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", lambda match: ascii(match[0])[1:-1], text)
 
 
 def method_of(results: Mapping[str, Any]) -> str:

@@ -1,12 +1,14 @@
 """A Detectron2 evaluator with the mean IoU that the field publishes, and of the purification."""
 
 import csv
+import difflib
 import io
 import logging
 import os
+import uuid
 from bisect import insort
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,9 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from PIL import Image
 
+from ..data import Vocabulary
 from ..data.mapper import load_label_map
-from ..files import write_whole
+from ..files import require_writable, write_whole
 from .coco import CocoWriter
 from .metrics import (
     STAGES,
@@ -28,8 +31,8 @@ from .metrics import (
     mean,
     segmentation_metrics,
 )
-from .report import Example, write_report
-from .results import load_results, without_nan, write_results
+from .report import Example, palette_of, write_report
+from .results import METRICS, load_results, printable, without_nan, write_results
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +42,7 @@ class FreeCPSemSegEvaluator(DatasetEvaluator):
 
     Attributes:
         results: what results.json holds, after :meth:`evaluate` on rank 0.
+        facts: what goes into results.json beside the figures; may be added to until then.
 
     `mIoU` is the paper's: IoU = TP / (GT + predicted - TP) over the whole set, without ignored
     pixels, averaged over the classes present or predicted, so that a class predicted but never
@@ -48,14 +52,19 @@ class FreeCPSemSegEvaluator(DatasetEvaluator):
     number of ranks. An image that several ranks process would count several times; Detectron2's
     `InferenceSampler`, which `build_detection_test_loader` uses, gives each image to one rank.
 
-    With `output_dir`, rank 0 writes results.json (figures; NaN as null), per_class.csv and
-    report.html.
+    Several classes of one name are several classes, numbered in the figures
+    (:func:`freecp_d2.evaluation.metrics.distinct_names`). One warning names them, and one, after
+    the evaluation, the classes without a ground-truth pixel.
+
+    With `output_dir`, rank 0 writes results.json (figures; NaN as null), per_class.csv and then
+    report.html. Should the report fail, that is logged, and the figures stand.
 
     Args:
-        dataset_name: in Detectron2's catalogs, with `stuff_classes` and `ignore_label`.
+        dataset_name: in Detectron2's catalogs, with `stuff_classes`. Without `ignore_label` in its
+            metadata every pixel counts.
         distributed: sum over all ranks; otherwise each evaluates what it has seen.
         output_dir: folder of the results, or None.
-        facts: goes into results.json; `method` and `enabled` name the row of the table.
+        facts: the first of :attr:`facts`; `method` and `enabled` name the row of the table.
         stage_seconds: gives stage -> seconds of the model so far; what is spent between
             :meth:`reset` and :meth:`evaluate` is reported, summed over ranks.
         coco_predictions: also write sem_seg_predictions.json, COCO's RLE segments with the data
@@ -65,8 +74,10 @@ class FreeCPSemSegEvaluator(DatasetEvaluator):
 
     Raises:
         FileNotFoundError: ground-truth files are missing, or `compare_with` is.
-        ValueError: `compare_with` is of other classes, or the metadata have no category id of a
-            class.
+        OSError: `output_dir` cannot be written.
+        ValueError: there is no such data set; it has no images, no classes, or bad colours; an
+            image without a ground truth or in two records; `compare_with` is of other classes, or
+            no such file; or the metadata have no category id of a class.
     """
 
     def __init__(
@@ -83,28 +94,41 @@ class FreeCPSemSegEvaluator(DatasetEvaluator):
     ):
         if coco_predictions and output_dir is None:
             raise ValueError("coco_predictions needs an output_dir to write them to")
+        require_registered(dataset_name)
+        self.facts = dict(facts or {})
         self._dataset_name = dataset_name
         self._distributed = distributed
         self._output_dir = None if output_dir is None else Path(output_dir)
-        self._facts = dict(facts or {})
         self._stage_seconds = stage_seconds
         self._pictures = pictures
+        records = DatasetCatalog.get(dataset_name)  # some set their metadata only now
         self._metadata = MetadataCatalog.get(dataset_name)
-        self._names = distinct_names(self._metadata.stuff_classes)
-        self._ignore_label = self._metadata.ignore_label
-        self._truth_files = {
-            record["file_name"]: record["sem_seg_file_name"]
-            for record in DatasetCatalog.get(dataset_name)
-        }
-        files = self._truth_files.values()
-        missing = [file for file in files if not os.path.isfile(file)]
-        if missing:
-            raise FileNotFoundError(
-                f"{dataset_name}: {len(missing)} of {len(files)} ground-truth files are missing, "
-                f"the first is {missing[0]}; check the data set's root (DETECTRON2_DATASETS)"
-            )
+        self._names = self._load_names()
+        self._ignore_label = self._metadata.get("ignore_label")
+        if self._ignore_label is None:
+            log.info("%s has no ignore_label: every pixel counts", dataset_name)
+        self._truth_files = self._load_truth_files(records)
         self._category_ids = self._load_category_ids() if coco_predictions else None
         self._base = None if compare_with is None else self._load_base(compare_with)
+        if self._output_dir is not None:
+            self._palette = palette_of(self._metadata)
+            require_writable(self._output_dir)
+
+    def check_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """See that a model with these classes can be evaluated here, before it segments anything.
+
+        Raises:
+            ValueError: they are more or fewer than the data set has.
+        """
+        classes = [names[0] for names in vocabulary.classes]
+        if vocabulary.num_background:
+            classes = ["background", *classes]
+        if len(classes) != len(self._names):
+            raise ValueError(
+                f"{self._dataset_name}: the vocabulary has {len(classes)} classes "
+                f"({_listed(classes)}), the data set has {len(self._names)} "
+                f"({_listed(self._names)}); check MODEL.FREECP.VOCABULARY"
+            )
 
     def reset(self) -> None:
         """Forget all images."""
@@ -113,25 +137,28 @@ class FreeCPSemSegEvaluator(DatasetEvaluator):
         self._worst: list[tuple[float, str, bytes]] = []
         self._seconds_before = dict(self._stage_seconds())
         self._coco = None
-        if self._output_dir is not None:
-            self._output_dir.mkdir(parents=True, exist_ok=True)
-            if self._category_ids is not None:
-                path = self._output_dir / "sem_seg_predictions.json"
-                self._coco = CocoWriter(path, self._rank, self._category_ids)
+        if self._output_dir is not None and self._category_ids is not None:
+            path = self._output_dir / "sem_seg_predictions.json"
+            job = uuid.uuid4().hex
+            if self._distributed:
+                job = comm.all_gather(job)[0]
+            self._coco = CocoWriter(path, job, self._rank, self._category_ids)
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         """Count the pixels of a batch.
 
         Args:
             inputs: dicts with `file_name`.
-            outputs: dicts with `label_map`, (H, W) of class ids, or `sem_seg`, (K, H, W), whose
-                argmax is taken; H and W are the ground truth's. Optionally `kept_redundancy` and
-                `kept`, (C,) bool, the classes that stayed after each stage, without a scored
-                background; and `ambiguous_losses`, pairs of class ids (loser, winner).
+            outputs: dicts with `label_map`, (H, W) of class ids, and optionally `scores`, (K,), one
+                a class; or with `sem_seg`, (K, H, W), whose argmax is taken; H and W are the ground
+                truth's. Optionally `kept_redundancy` and `kept`, (C,) bool, the classes that stayed
+                after each stage, without a scored background; and `ambiguous_losses`, pairs of
+                class ids (loser, winner).
 
         Raises:
-            ValueError: a prediction has another number of classes or another size, or the ground
-                truth cannot be read or holds an id that is no class.
+            ValueError: a prediction has another number of classes or another size, the image is
+                none of the data set's, or its ground truth cannot be read or holds an id that is no
+                class.
         """
         for x, output in zip(inputs, outputs, strict=True):
             predicted = self._label_map(output)
@@ -140,6 +167,7 @@ class FreeCPSemSegEvaluator(DatasetEvaluator):
             confusion = confusion_matrix(predicted, truth, len(self._names), self._ignore_label)
             self._counts.confusion += confusion
             self._counts.images += 1
+            self._counts.ignored += truth.size - int(confusion.sum())
             self._count_purification(output, confusion.sum(axis=0) > 0)
             if self._coco is not None:
                 self._coco.add(x, predicted)
@@ -172,28 +200,21 @@ class FreeCPSemSegEvaluator(DatasetEvaluator):
         total = Counts(np.zeros_like(self._counts.confusion))
         for counts, *_ in parts:
             total += counts
-        if self._coco is not None:
-            self._coco.join(len(parts))
         self.results = results = without_nan(self._results(total))
-        best = sorted(entry for _, entries, _ in parts for entry in entries)[: self._pictures]
-        worst = sorted(entry for *_, entries in parts for entry in entries)[: self._pictures]
+        sem_seg = segmentation_metrics(total.confusion, self._names)
         if self._output_dir is not None:
             write_results(results, self._output_dir / "results.json")
             csv_text = _csv(results["classes"])
             write_whole(self._output_dir / "per_class.csv", csv_text.encode())
-            write_report(
-                self._output_dir / "report.html",
-                results,
-                self._base,
-                self._metadata,
-                best=[self._example(-score, file, png) for score, file, png in best],
-                worst=[self._example(*entry) for entry in worst],
-            )
-        sem_seg = segmentation_metrics(total.confusion, self._names)
         log.info(
             f"{self._dataset_name}, {total.images} images: mIoU {sem_seg['mIoU']:.2f}; "
             f"Detectron2's, over the classes present: {sem_seg['mIoU-detectron2']:.2f}"
         )
+        self._warn_of_absent_classes(total)
+        if self._coco is not None:
+            self._coco.join(len(parts))
+        if self._output_dir is not None:
+            self._write_report(self._output_dir, parts)
         flat = OrderedDict(sem_seg=sem_seg)
         if total.purified:
             flat["purification"] = {
@@ -210,13 +231,13 @@ class FreeCPSemSegEvaluator(DatasetEvaluator):
     def _label_map(self, output: dict) -> np.ndarray:
         if "label_map" in output:
             labels = output["label_map"].cpu().numpy()
-            channels = int(labels.max(initial=0)) + 1
-            wrong = channels > len(self._names)
+            # Without a score a class, ids say at least how many there are.
+            known = len(self._names)
+            channels = max(len(output.get("scores", range(known))), int(labels.max(initial=0)) + 1)
         else:
-            channels = len(output["sem_seg"])
-            wrong = channels != len(self._names)
             labels = output["sem_seg"].argmax(dim=0).cpu().numpy()
-        if wrong:
+            channels = len(output["sem_seg"])
+        if channels != len(self._names):
             raise ValueError(
                 f"{self._dataset_name}: the model predicts {channels} classes, the data set has "
                 f"{len(self._names)}; check MODEL.FREECP.VOCABULARY"
@@ -224,18 +245,25 @@ class FreeCPSemSegEvaluator(DatasetEvaluator):
         return labels
 
     def _load_truth(self, file: str, size: tuple[int, ...]) -> np.ndarray:
-        path = self._truth_files[file]
+        path = self._truth_files.get(file)
+        if path is None:
+            raise ValueError(
+                f"{file}: not an image of {self._dataset_name}; evaluate the images of one data set"
+            )
         labels = load_label_map(path)
         if labels.shape != size:
             raise ValueError(
                 f"{path}: the ground truth has size {labels.shape}, the prediction {size}; check "
                 "the data set's height and width"
             )
-        no_class = (labels != self._ignore_label) & ((labels < 0) | (labels >= len(self._names)))
+        no_class = (labels < 0) | (labels >= len(self._names))
+        if self._ignore_label is not None:
+            no_class &= labels != self._ignore_label
         if no_class.any():
+            ignored = "" if self._ignore_label is None else f" {self._ignore_label}"
             raise ValueError(
                 f"{path}: id {labels[no_class][0]} is neither one of the {len(self._names)} "
-                f"classes nor ignore_label {self._ignore_label}; check the metadata of "
+                f"classes nor ignore_label{ignored or ', which is not set'}; check the metadata of "
                 f"{self._dataset_name}"
             )
         return labels
@@ -269,15 +297,59 @@ class FreeCPSemSegEvaluator(DatasetEvaluator):
             predicted = np.array(image, dtype=int)
         return Example(file, 100 * score, predicted, self._load_truth(file, predicted.shape))
 
+    def _write_report(self, folder: Path, parts: Sequence[tuple]) -> None:
+        best = sorted(entry for _, entries, _ in parts for entry in entries)[: self._pictures]
+        worst = sorted(entry for *_, entries in parts for entry in entries)[: self._pictures]
+        try:
+            write_report(
+                folder / "report.html",
+                self.results,
+                self._base,
+                self._palette,
+                best=[self._example(-score, file, png) for score, file, png in best],
+                worst=[self._example(*entry) for entry in worst],
+            )
+        except Exception as error:  # whatever it is, the figures are right and must not be lost
+            log.error(
+                "%s: the report could not be drawn (%s: %s); all figures are in %s",
+                self._dataset_name,
+                type(error).__name__,
+                " ".join(printable(str(error)).split()),
+                folder / "results.json",
+            )
+
+    def _warn_of_absent_classes(self, total: Counts) -> None:
+        absent = self._absent(total)
+        if absent:
+            advice = ""
+            if total.ignored:
+                advice = (
+                    f"; {total.ignored} pixels have the ignore_label {self._ignore_label}: if they "
+                    "are objects, as in masks of 0 and 255, give them a class id"
+                )
+            log.warning(
+                "%s: %d of %d classes have no ground-truth pixel (%s)%s",
+                self._dataset_name,
+                len(absent),
+                len(self._names),
+                printable(", ".join(absent)),
+                advice,
+            )
+
+    def _absent(self, total: Counts) -> list[str]:
+        pixels = total.confusion.sum(axis=0).tolist()
+        return [key for key, count in zip(self._names, pixels, strict=True) if not count]
+
     def _results(self, total: Counts) -> dict[str, Any]:
         figures = segmentation_metrics(total.confusion, self._names)
         results = {
             "dataset": self._dataset_name,
-            **self._facts,
+            **self.facts,
             "images": total.images,
-            "metrics": {
-                key: value for key, value in figures.items() if not key.startswith(("IoU-", "ACC-"))
-            },
+            "ignored_pixels": total.ignored,
+            "absent_classes": self._absent(total),
+            "label_maps_as_published": self._metadata.get("label_maps_as_published"),
+            "metrics": {key: figures[key] for key in METRICS},
             "classes": [
                 {
                     "id": index,
@@ -297,6 +369,55 @@ class FreeCPSemSegEvaluator(DatasetEvaluator):
             results["purification"] = total.purification_metrics()
             results["ambiguous_losses"] = total.resolved(self._names)
         return results
+
+    def _load_names(self) -> list[str]:
+        names = list(self._metadata.get("stuff_classes") or ())
+        if not names:
+            raise ValueError(
+                f"{self._dataset_name}: no stuff_classes in its metadata; register it with the "
+                "names of its classes"
+            )
+        ids: dict[str, list[int]] = {}
+        for index, name in enumerate(names):
+            ids.setdefault(name, []).append(index)
+        twice = {name: indices for name, indices in ids.items() if len(indices) > 1}
+        if twice:
+            log.warning(
+                "%s: several classes have one name (%s); each is evaluated as a class of its own, "
+                "but a model that goes by names cannot tell them apart",
+                self._dataset_name,
+                printable("; ".join(f"{name}: ids {str(i)[1:-1]}" for name, i in twice.items())),
+            )
+        return distinct_names(names)
+
+    def _load_truth_files(self, records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+        """Image file -> file of its ground truth."""
+        if not records:
+            raise ValueError(f"{self._dataset_name}: it has no images; check how it is registered")
+        truths: dict[str, str] = {}
+        for index, record in enumerate(records):
+            lacking = [key for key in ("file_name", "sem_seg_file_name") if not record.get(key)]
+            if lacking:
+                raise ValueError(
+                    f"{self._dataset_name}: image {record.get('file_name') or index + 1} has no "
+                    f"{lacking[0]}; register each image with its label map"
+                )
+            file = record["file_name"]
+            if file in truths:
+                raise ValueError(
+                    f"{self._dataset_name}: {file} is in two records, with the label maps "
+                    f"{truths[file]} and {record['sem_seg_file_name']}; register each image once, "
+                    "or a copy under another name"
+                )
+            truths[file] = record["sem_seg_file_name"]
+        missing = [file for file in truths.values() if not os.path.isfile(file)]
+        if missing:
+            raise FileNotFoundError(
+                f"{self._dataset_name}: {len(missing)} of {len(truths)} ground-truth files are "
+                f"missing, the first is {missing[0]}; check the data set's root "
+                "(DETECTRON2_DATASETS)"
+            )
+        return truths
 
     def _load_category_ids(self) -> dict[int, int]:
         contiguous = self._metadata.get(
@@ -318,12 +439,37 @@ class FreeCPSemSegEvaluator(DatasetEvaluator):
                 f"{path}: results on {base['dataset']}, not on {self._dataset_name}; compare "
                 "results on one data set"
             )
-        if [entry["name"] for entry in base["classes"]] != self._names:
+        if [entry.get("name") for entry in base["classes"]] != self._names:
             raise ValueError(
                 f"{path}: its classes are not those of {self._dataset_name}; evaluate the base "
                 "method anew"
             )
+        lacking = [name for name in METRICS if name not in base["metrics"]]
+        if lacking:
+            raise ValueError(f"{path}: it has no {lacking[0]}; evaluate the base method anew")
         return base
+
+
+def require_registered(dataset_name: str) -> None:
+    """See that a data set is in Detectron2's catalogs.
+
+    Raises:
+        ValueError: it is not.
+    """
+    known = DatasetCatalog.list()
+    if dataset_name not in known:
+        close = difflib.get_close_matches(dataset_name, known)
+        raise ValueError(
+            f"there is no data set {dataset_name!r}"
+            + (f"; did you mean {' or '.join(close)}?" if close else "; register it first")
+            + " (train_net.py --register runs a file that registers one)"
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first few names."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return printable(", ".join(names[:5])) + more
 
 
 def _csv(classes: list[dict[str, Any]]) -> str:
@@ -331,5 +477,5 @@ def _csv(classes: list[dict[str, Any]]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(classes[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(classes)
+    writer.writerows({**entry, "name": printable(entry["name"])} for entry in classes)
     return text.getvalue()

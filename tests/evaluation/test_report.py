@@ -3,7 +3,9 @@
 import base64
 import io
 import json
+import os
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +13,8 @@ import torch
 from detectron2.data import DatasetCatalog
 from PIL import Image
 
-from freecp_d2.evaluation import FreeCPSemSegEvaluator
+from freecp_d2.evaluation import FreeCPSemSegEvaluator, load_label_map
+from freecp_d2.evaluation.results import load_results
 
 CLASSES = ["road", "<b>cat</b>", "dog & co", "sky"]
 COLORS = [[200, 0, 0], [0, 200, 0], [0, 0, 200], [200, 200, 0]]
@@ -172,3 +175,171 @@ def test_results_of_another_data_set_are_refused(folder, register, tmp_path):
     (tmp_path / "results.json").write_text(json.dumps(results))
     with pytest.raises(ValueError, match="its classes are not those"):
         FreeCPSemSegEvaluator(other, compare_with=tmp_path / "results.json")
+
+
+NAMES = [
+    "$\\frac{$",
+    "$x$",
+    "\\",
+    "\\$",
+    "$",
+    "$$",
+    "a\nb",
+    "x" * 500,
+    "\udcff",
+    "nul\0",
+    "<i>{{ results }}</i>",
+    "\ud83d",
+    "汉字",
+    "{}%s",
+]
+
+
+def test_names_of_any_kind_are_drawn_as_text(register, tmp_path, caplog):
+    truth = np.repeat(np.arange(len(NAMES)), 6)[:, None].repeat(40, axis=1)
+    name = register(tmp_path, [truth], stuff_classes=NAMES)
+    evaluator = evaluate(name, tmp_path / "out", [truth])
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+    page = Page((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
+    shown = [row[0] for row in page.tables["classes"][1:]]
+    assert shown[6] == "a\\nb" and shown[8:10] == ["\\udcff", "nul\\x00"] and shown[11] == "\\ud83d"
+    same = [i for i in range(len(NAMES)) if i not in (6, 8, 9, 11)]
+    assert [shown[i] for i in same] == [NAMES[i] for i in same]
+    assert len(page.images) == 6
+    results = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
+    assert [entry["name"] for entry in results["classes"]] == NAMES
+    assert load_results(tmp_path / "out" / "results.json") == evaluator.results
+
+
+def test_a_file_name_that_is_no_utf8(register, tmp_path, caplog):
+    truth = np.zeros((20, 30), int)
+    name = register(tmp_path, [truth])
+    (record,) = DatasetCatalog.get(name)
+    for key in ("file_name", "sem_seg_file_name"):
+        path = os.fsencode(tmp_path) + b"/\xff\n" + os.fsencode(Path(record[key]).suffix)
+        os.rename(record[key], path)
+        record[key] = os.fsdecode(path)
+    evaluate(name, tmp_path / "out", [truth], coco_predictions=True)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+    page = Page((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
+    assert "\\udcff\\n.jpg: mIoU 100.0" in page.files[0]
+    segments = json.loads((tmp_path / "out" / "sem_seg_predictions.json").read_text())
+    assert segments[0]["file_name"] == record["file_name"]
+
+
+@pytest.mark.parametrize(
+    ("colors", "said"),
+    [
+        (COLORS[:3], "3 stuff_colors of 4 classes"),
+        ([*COLORS, [0, 0, 0]], "5 stuff_colors of 4 classes"),
+        ([*COLORS[:3], [0.5, 0.2, 0.1]], "'sky' are .*three integers"),
+        ([*COLORS[:3], [0, 0, 256]], "'sky' are .*three integers"),
+        ([*COLORS[:3], [0, 0, -1]], "'sky' are .*three integers"),
+        ([*COLORS[:3], [0, 0]], "'sky' are .*three integers"),
+        ([*COLORS[:3], "red"], "'sky' are .*three integers"),
+        ([*COLORS[:3], None], "'sky' are .*three integers"),
+        ([*COLORS[:3], [True, False, True]], "'sky' are .*three integers"),
+    ],
+)
+def test_bad_colours_are_refused_before_the_evaluation(register, tmp_path, colors, said):
+    name = register(tmp_path, [np.zeros((2, 2))], stuff_classes=CLASSES, stuff_colors=colors)
+    with pytest.raises(ValueError, match=said) as error:
+        FreeCPSemSegEvaluator(name, output_dir=tmp_path / "out")
+    assert name in str(error.value) and "\n" not in str(error.value)
+
+
+def test_colours_of_numpy(register, tmp_path, caplog):
+    truth = np.zeros((20, 20), int)
+    colors = np.array(COLORS, np.uint8)
+    name = register(tmp_path, [truth], stuff_classes=CLASSES, stuff_colors=colors)
+    evaluate(name, tmp_path / "out", [truth])
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def test_a_report_that_fails_costs_no_figure(register, tmp_path, caplog, monkeypatch):
+    truth = np.zeros((2, 2), int)
+    name = register(tmp_path, [truth])
+    evaluator = FreeCPSemSegEvaluator(name, output_dir=tmp_path / "out")
+    evaluator.reset()
+    (record,) = DatasetCatalog.get(name)
+    evaluator.process([record], [{"label_map": torch.from_numpy(truth)}])
+    os.remove(record["file_name"])
+    assert evaluator.evaluate()["sem_seg"]["mIoU"] == 100
+    (error,) = [r.getMessage() for r in caplog.records if r.levelname == "ERROR"]
+    assert "the report could not be drawn" in error and "\n" not in error
+    assert str(tmp_path / "out" / "results.json") in error
+    assert sorted(os.listdir(tmp_path / "out")) == ["per_class.csv", "results.json"]
+
+
+def _without(*path):
+    def remove(results):
+        for key in path[:-1]:
+            results = results[key]
+        del results[path[-1]]
+
+    return remove
+
+
+def _with(value, *path):
+    def put(results):
+        for key in path[:-1]:
+            results = results[key]
+        results[path[-1]] = value
+
+    return put
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (_without("metrics"), "no metrics"),
+        (_without("metrics", "mIoU"), "no mIoU"),
+        (_without("metrics", "fwIoU"), "no fwIoU"),
+        (_without("classes"), "no classes"),
+        (_without("classes", 3), "its classes are not those"),
+        (_without("classes", 1, "IoU"), "class 1 has no IoU"),
+        (_without("classes", 1, "name"), "its classes are not those"),
+        (_without("images"), "no number of images"),
+        (_without("dataset"), "no data set"),
+        (_with("high", "metrics", "mIoU"), "mIoU is 'high'"),
+        (_with(float("nan"), "metrics", "pACC"), "pACC is 'NaN'"),
+        (_with([], "classes", 0, "IoU"), r"the IoU of class 0 is \[\]"),
+        (_with("x", "classes", 0), "class 0 has no IoU"),
+        (_with({}, "classes"), "no classes"),
+        (_with(True, "images"), "no number of images"),
+    ],
+)
+def test_an_incomplete_base_is_refused_before_the_evaluation(folder, tmp_path, change, said):
+    results = json.loads((folder / "base" / "results.json").read_text())
+    file = tmp_path / "results.json"
+    name = results["dataset"]
+    change(results)
+    file.write_text(json.dumps(results))
+    with pytest.raises(ValueError, match=said) as error:
+        FreeCPSemSegEvaluator(name, compare_with=file)
+    assert str(file) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"", b"[" * 100_000, b'{"a": 1}', b"3", b"null"])
+def test_a_file_of_another_kind_is_refused(folder, tmp_path, content):
+    file = tmp_path / "results.json"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"not the results\.json") as error:
+        load_results(file)
+    assert str(file) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["method", "enabled", "redundancy", "protocol", "config"])
+def test_facts_of_any_kind_do_not_stop_a_report(folder, tmp_path, key, caplog):
+    results = json.loads((folder / "base" / "results.json").read_text())
+    for value in (None, 3, [], {}, "x" * 99):
+        file = tmp_path / "results.json"
+        file.write_text(json.dumps({**results, key: value}))
+        truths = [load_label_map(record["sem_seg_file_name"]) for record in records_of(folder)]
+        evaluate(results["dataset"], tmp_path / "out", truths, compare_with=file)
+        assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def records_of(folder) -> list[dict]:
+    name = json.loads((folder / "base" / "results.json").read_text())["dataset"]
+    return DatasetCatalog.get(name)

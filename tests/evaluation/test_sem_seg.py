@@ -13,13 +13,14 @@ import numpy as np
 import pycocotools.mask
 import pytest
 import torch
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
+from freecp_d2.data import Vocabulary
 from freecp_d2.evaluation import FreeCPSemSegEvaluator, load_label_map
 
 CLASSES = ("a", "b", "c", "d", "e")
@@ -196,7 +197,7 @@ def test_results_are_written(register, tmp_path):
     rng = np.random.default_rng(0)
     truths = [rng.choice([0, 1, IGNORE], (6, 5)) for _ in range(3)]
     predictions = [rng.choice([0, 1, 3], (6, 5)) for _ in range(3)]
-    name = register(tmp_path, truths)
+    name = register(tmp_path, truths, label_maps_as_published=False)
     seconds = {"encode": 5.0}
     evaluator = FreeCPSemSegEvaluator(
         name,
@@ -215,7 +216,7 @@ def test_results_are_written(register, tmp_path):
     text = files["results.json"].read_text()
     results = json.loads(text)
     expected = brute_force(truths, predictions)
-    assert results == evaluator.results
+    assert results == evaluator.results and results["label_maps_as_published"] is False
     assert (results["dataset"], results["images"], results["method"]) == (name, 3, "sclip")
     assert results["metrics"]["mIoU"] == pytest.approx(expected["mIoU"], abs=1e-9)
     assert results["seconds_per_image"] == {"encode": 2.0, "merge": 0.5}
@@ -247,7 +248,7 @@ def test_coco_predictions_decode_to_the_label_maps(register, tmp_path):
         stuff_dataset_id_to_contiguous_id={c: i for i, c in enumerate(category_ids)},
     )
     run_maps(name, predictions, output_dir=tmp_path / "out", coco_predictions=True)
-    assert not list((tmp_path / "out").glob("*.part"))
+    assert not list((tmp_path / "out").glob(".*.part"))
     segments = json.loads((tmp_path / "out" / "sem_seg_predictions.json").read_text())
     for record, labels in zip(DatasetCatalog.get(name), predictions, strict=True):
         decoded = np.full(labels.shape, -1)
@@ -342,6 +343,7 @@ def test_bad_ground_truth_is_named(register, tmp_path, spoil, said):
     [
         {"sem_seg": torch.zeros(7, 2, 2)},
         {"label_map": torch.full((2, 2), 6)},
+        {"label_map": torch.full((2, 2), 6), "scores": torch.zeros(7)},
         {"label_map": torch.zeros(2, 2, dtype=torch.long), "kept": torch.ones(7, dtype=torch.bool)},
     ],
 )
@@ -350,6 +352,171 @@ def test_another_number_of_classes(register, tmp_path, output):
     evaluator = FreeCPSemSegEvaluator(name)
     with pytest.raises(ValueError, match=f"{name}.* 7 classes.* 5; .*MODEL.FREECP.VOCABULARY"):
         run(evaluator, name, [output])
+
+
+@pytest.mark.parametrize("channels", [3, 4, 6])
+@pytest.mark.parametrize("kind", ["sem_seg", "label_map"])
+def test_fewer_classes_are_seen_by_their_scores(register, tmp_path, kind, channels):
+    """Labels within the data set's do not show that the model knows other classes."""
+    name = register(tmp_path, [np.zeros((2, 2))])
+    output = {"sem_seg": torch.zeros(channels, 2, 2)}
+    if kind == "label_map":
+        output = {"label_map": torch.zeros(2, 2, dtype=torch.long), "scores": torch.ones(channels)}
+    output["kept"] = torch.ones(channels, dtype=torch.bool)
+    evaluator = FreeCPSemSegEvaluator(name)
+    with pytest.raises(ValueError, match=f"{name}.* {channels} classes.* 5; .*FREECP.VOCABULARY"):
+        run(evaluator, name, [output])
+
+
+@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize("count", range(3, 7))
+def test_a_vocabulary_of_another_size(register, tmp_path, count, background):
+    name = register(tmp_path, [np.zeros((2, 2))])
+    vocabulary = Vocabulary(
+        tuple((f"class {i}", f"thing {i}") for i in range(count)), ("wall", "sky") * background
+    )
+    evaluator = FreeCPSemSegEvaluator(name)
+    if count + background == len(CLASSES):
+        evaluator.check_vocabulary(vocabulary)
+        return
+    with pytest.raises(ValueError, match=f"{count + background} classes.*class 0.*VOCABULARY") as e:
+        evaluator.check_vocabulary(vocabulary)
+    assert name in str(e.value) and "has 5 (a, b, c, d, e)" in str(e.value)
+
+
+def test_without_an_ignore_label_every_pixel_counts(register, tmp_path, caplog):
+    truth = np.array([[0, 1], [2, 4]])
+    with caplog.at_level("INFO"):
+        name = register(tmp_path, [truth], ignore_label=None)
+        result = run_maps(name, [np.array([[0, 1], [2, 3]])], output_dir=tmp_path / "out")
+    assert "every pixel counts" in caplog.text
+    assert result["mIoU"] == pytest.approx(100 * 3 / 5)
+    name = register(tmp_path, [np.array([[0, IGNORE]])], ignore_label=None)
+    with pytest.raises(ValueError, match="id 255 .*ignore_label, which is not set"):
+        run_maps(name, [np.zeros((1, 2), int)])
+
+
+DATA = Path(__file__).parents[1] / "data"
+
+
+def test_masks_of_0_and_255_are_warned_of(caplog):
+    """A real kind of mistake: the object is 255, and so is the ignored label."""
+    name = "test_mask255"
+    record = {"file_name": "image.png"}
+    DatasetCatalog.register(name, lambda: [record | {"sem_seg_file_name": mask}])
+    MetadataCatalog.get(name).set(stuff_classes=["background", "disc"], ignore_label=255)
+    mask = DATA / "mask255/labels.png"
+    try:
+        labels = load_label_map(mask)
+        assert set(np.unique(labels)) == {0, 255}
+        evaluator = FreeCPSemSegEvaluator(name)
+        run(evaluator, name, [{"label_map": torch.from_numpy((labels > 0).astype(int))}])
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.pop(name)
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "1 of 2 classes have no ground-truth pixel (disc)" in warning and "255" in warning
+    assert evaluator.results["absent_classes"] == ["disc"]
+    assert evaluator.results["ignored_pixels"] == int((labels == 255).sum())
+
+
+def test_absent_classes_are_named_once(register, tmp_path, caplog):
+    name = register(tmp_path, [np.zeros((2, 2)), np.full((2, 2), 3)])
+    run_maps(name, [np.zeros((2, 2), int)] * 2, output_dir=tmp_path / "out")
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warning == f"{name}: 3 of 5 classes have no ground-truth pixel (b, c, e)"
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["absent_classes"] == ["b", "c", "e"] and results["ignored_pixels"] == 0
+    caplog.clear()
+    name = register(tmp_path, [np.arange(5)[None]])
+    run_maps(name, [np.zeros((1, 5), int)])
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_a_class_twice_is_warned_of(register, tmp_path, caplog):
+    name = register(tmp_path, [np.arange(5)[None]], stuff_classes=["a", "b", "a", "c", "a"])
+    FreeCPSemSegEvaluator(name)
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert name in warning and "(a: ids 0, 2, 4)" in warning
+
+
+def registered(records: list[dict], **metadata) -> str:
+    name = "test_wrong_data_set"
+    for catalog in (DatasetCatalog, MetadataCatalog):
+        if name in catalog.list():
+            catalog.pop(name)
+    DatasetCatalog.register(name, lambda: records)
+    MetadataCatalog.get(name).set(**metadata)
+    return name
+
+
+@pytest.mark.parametrize(
+    ("records", "metadata", "said"),
+    [
+        ([{"file_name": "x.jpg", "sem_seg_file_name": "x.png"}], {}, "no stuff_classes"),
+        ([{"file_name": "x.jpg"}], {"stuff_classes": ["a"]}, "x.jpg has no sem_seg_file_name"),
+        ([{"sem_seg_file_name": "x.png"}], {"stuff_classes": ["a"]}, "image 1 has no file_name"),
+        ([], {"stuff_classes": ["a"]}, "has no images"),
+        (
+            [{"file_name": "x.jpg", "sem_seg_file_name": f"{i}.png"} for i in range(2)],
+            {"stuff_classes": ["a"]},
+            r"x\.jpg is in two records.*0\.png and 1\.png",
+        ),
+        (
+            [{"file_name": "x.jpg", "sem_seg_file_name": "x.png"}] * 2,
+            {"stuff_classes": ["a"]},
+            r"x\.jpg is in two records",
+        ),
+    ],
+)
+def test_what_is_no_data_set_to_evaluate(records, metadata, said):
+    name = registered(records, **metadata)
+    with pytest.raises(ValueError, match=said) as error:
+        FreeCPSemSegEvaluator(name)
+    assert name in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_unknown_data_set(register, tmp_path):
+    name = register(tmp_path, [np.zeros((2, 2))])
+    with pytest.raises(ValueError, match=f"no data set '{name}x'; did you mean .*{name}"):
+        FreeCPSemSegEvaluator(f"{name}x")
+    assert f"{name}x" not in MetadataCatalog.list()
+
+
+def test_an_image_of_another_data_set(register, tmp_path):
+    name = register(tmp_path, [np.zeros((2, 2))])
+    evaluator = FreeCPSemSegEvaluator(name)
+    evaluator.reset()
+    with pytest.raises(ValueError, match=f"other.jpg: not an image of {name}"):
+        evaluator.process([{"file_name": "other.jpg"}], [{"sem_seg": torch.zeros(5, 2, 2)}])
+
+
+def test_a_folder_that_cannot_be_written(register, tmp_path):
+    name = register(tmp_path, [np.zeros((2, 2))])
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "out"):
+        with pytest.raises(OSError, match="cannot be written .*choose another OUTPUT_DIR") as error:
+            FreeCPSemSegEvaluator(name, output_dir=folder)
+        assert str(folder) in str(error.value)
+
+
+def test_two_evaluations_into_one_folder_keep_their_predictions_apart(register, tmp_path):
+    truth = np.zeros((2, 2), int)
+    name = register(tmp_path, [truth])
+    (record,) = DatasetCatalog.get(name)
+    evaluators = [
+        FreeCPSemSegEvaluator(name, output_dir=tmp_path / "out", coco_predictions=True)
+        for _ in range(2)
+    ]
+    for evaluator in evaluators:
+        evaluator.reset()
+    for label, evaluator in enumerate(evaluators):
+        evaluator.process([record], [{"label_map": torch.full((2, 2), label)}])
+    for label, evaluator in enumerate(evaluators):
+        evaluator.evaluate()
+        segments = json.loads((tmp_path / "out" / "sem_seg_predictions.json").read_text())
+        assert [segment["category_id"] for segment in segments] == [label]
+    assert not list((tmp_path / "out").glob(".*"))
 
 
 @pytest.mark.parametrize("mode", ["P", "I;16", "1"])
