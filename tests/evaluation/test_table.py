@@ -216,7 +216,10 @@ def test_published_settings_are_those_of_the_configs(name):
         ({"pretrained": "laion2b_s34b_b88k"}, "CLIP weights laion2b_s34b_b88k (openai)"),
         ({"pretrained": "weights.pt"}, "CLIP weights weights.pt (openai)"),
         ({"precision": "fp32"}, "precision fp32 (fp16)"),
-        ({"label_maps_as_published": False}, "label maps from COCO's instances"),
+        (
+            {"label_maps_as_published": False},
+            "label maps from COCO's instances (COCO-Stuff's pixel maps)",
+        ),
         ({"words": "x", "vocabulary": "mine.txt"}, "words mine.txt (the published)"),
         ({"words": "x"}, "words of the data set (the published)"),
         ({"descriptions": None}, "no descriptions (the paper's)"),
