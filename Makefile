@@ -1,13 +1,15 @@
 # make install set up .venv             make pictures  draw docs/pictures anew
 # make demo    evaluate base methods and FreeCP on the embedded benchmark; table on screen, pictures in output/demo
-# make test    run the tests            make test-gpu  run those of the operators, the encoder and the head on a GPU
+# make test    run the tests            make test-gpu  run those of the operators, the encoder, the head and FreeCP on a GPU
+# make racecheck  the operators' kernels under NVIDIA's compute-sanitizer, on a GPU
+# make mutants    change the code in one place at a time, and count what the tests do not notice
 # make bench   time FreeCP against the bare CLIP forward and a plain transcription; tables, output/bench
 # make lint    ruff and mypy            make lock      write requirements.lock anew
 #
 # Each sets up .venv first, once. BASE_PYTHON=/path/to/python chooses the interpreter (3.11 or later) it is made of.
 
 .POSIX:
-.PHONY: install demo pictures test test-gpu bench lint lock
+.PHONY: install demo pictures test test-gpu racecheck mutants bench lint lock
 
 VENV = .venv
 PYTHON = $(VENV)/bin/python
@@ -31,7 +33,23 @@ test: $(INSTALLED)
 # One process: the workers would share the GPU.
 test-gpu: $(INSTALLED)
 	@$(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available() and "make test-gpu: torch finds no CUDA GPU")'
-	$(PYTHON) -m pytest tests/ops tests/purification
+	$(PYTHON) -m pytest tests/ops tests/purification tests/clip tests/test_meta_arch.py tests/test_devices.py
+
+# racecheck sees shared memory, which the compiler uses for sums and products; what box_mask's threads hand each other
+# goes through global memory, where it is blind: tests/ops/test_compilation.py holds the barriers there, and
+# tests/ops/test_box_mask.py the results of many programs. memcheck and synccheck see both.
+racecheck: $(INSTALLED)
+	@command -v compute-sanitizer >/dev/null || { echo "make racecheck: no compute-sanitizer found; it comes with the CUDA toolkit, put its bin folder on the PATH" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available() and "make racecheck: torch finds no CUDA GPU")'
+	for tool in racecheck synccheck memcheck; do \
+	    compute-sanitizer --tool $$tool --error-exitcode 1 $(PYTHON) -m pytest -q tests/ops \
+	        -k 'programs or definition or patterns or reference' || exit 1; \
+	done
+
+# SAMPLE=0 tries all of them, which takes an hour or two.
+SAMPLE = 150
+mutants: $(INSTALLED)
+	$(PYTHON) -W ignore tests/mutants/run.py --sample $(SAMPLE)
 
 bench: $(INSTALLED)
 	$(PYTHON) tests/benchmarks/bench.py --output output/bench

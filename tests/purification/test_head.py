@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from freecp_d2.clip import DenseFeatures
-from freecp_d2.purification import PurificationHead
+from freecp_d2.purification import NonFiniteInput, PurificationHead
 
 WHOLE = ("maskclip", "sclip", "clearclip", "gem", "clearclip_background")
 
@@ -86,6 +86,7 @@ def test_each_stage_can_be_switched_off(run):
     assert not both.kept.equal(both.kept_redundancy)
     without_redundancy = run("maskclip", redundancy=False)
     assert without_redundancy.kept_redundancy.all() and not without_redundancy.kept.all()
+    assert without_ambiguity.beaten_by.eq(-1).all() and both.beaten_by.ge(0).any()
     neither = run("maskclip", redundancy=False, ambiguity=False)
     assert neither.kept.all() and neither.maps.equal(neither.refined)
 
@@ -108,19 +109,74 @@ def test_no_class_is_refused(encoder, inputs):
         PurificationHead(0.05, 0.7, 3)(image, clip(image), text, text, clip)
 
 
-@pytest.mark.parametrize("where", ["patches", "attention", "text", "descriptions"])
-def test_nan_is_refused(where, encoder, inputs):
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    ("where", "said", "window"),
+    [
+        ("patches", "in the patch features:", 1),
+        ("attention", "in the attention:", 1),
+        ("text", "in the text features:", None),
+        ("descriptions", "in the description features:", None),
+    ],
+)
+def test_nan_is_refused(where, said, window, value, encoder, inputs):
     clip = encoder("clearclip")
-    features = clip(inputs["image"])
+    images = inputs["image"].repeat(2, 1, 1, 1)
+    features = clip(images)
     given = {
         "patches": features.patches.clone(),
         "attention": features.attention.clone(),
         "text": inputs["text"].clone(),
         "descriptions": inputs["descriptions"].clone(),
     }
-    given[where].flatten()[5] = float("nan")
+    given[where].flatten()[-5] = value
     broken = DenseFeatures(given["patches"], features.cls, given["attention"], features.grid)
-    with pytest.raises(ValueError, match="NaN"):
-        PurificationHead(0.05, 0.7)(
-            inputs["image"], broken, given["text"], given["descriptions"], clip
-        )
+    with pytest.raises(NonFiniteInput, match=said) as caught:
+        PurificationHead(0.05, 0.7)(images, broken, given["text"], given["descriptions"], clip)
+    assert caught.value.window == window
+
+
+def test_maps_of_any_model_are_selected_alike(encoder, inputs, cases):
+    """`select_maps` of the probabilities that `select` finds is the same selection."""
+    clip, case = encoder("clearclip_background"), cases["clearclip_background"]
+    features = clip(inputs["image"])
+    purification = head(case)
+    arguments = (features, inputs["text"], inputs["descriptions"], clip.logit_scale)
+    expected = purification.select(*arguments)
+    found = purification.select_maps(expected.probabilities, features.attention)
+    for name in ("probabilities", "refined", "consistency", "kept"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name))
+    assert (found.kept_on_host == found.kept.numpy()).all() and found.kept.any()
+    assert not found.kept.all()
+
+
+@pytest.mark.parametrize("background", [1, 3, 4])
+def test_maps_of_no_class_are_refused(background):
+    maps, attention = torch.rand(1, background, 4, 5), torch.rand(1, 20, 20)
+    message = f"{background} queries, {background} of them background: name a class"
+    with pytest.raises(ValueError, match=message):
+        PurificationHead(0.05, 0.7, background).select_maps(maps, attention)
+    more = torch.rand(1, background + 1, 4, 5)
+    assert PurificationHead(0.05, 0.7, background).select_maps(more, attention).kept.shape == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("probabilities", "in the probabilities:"),
+        ("attention", "in the attention:"),
+        ("zero row", "a whole row or column is zero"),
+        ("zero column", "a whole row or column is zero"),
+    ],
+)
+def test_maps_with_nan_are_refused(where, said):
+    maps, attention = torch.rand(3, 4, 4, 5), torch.rand(3, 20, 20)
+    if where == "probabilities":
+        maps[1, 2, 3, 4] = torch.nan
+    elif where == "attention":
+        attention[1, 2, 3] = torch.nan
+    else:
+        attention[1].select(int(where == "zero column"), 7).zero_()
+    with pytest.raises(NonFiniteInput, match=said) as caught:
+        PurificationHead(0.05, 0.7).select_maps(maps, attention)
+    assert caught.value.window == (None if where.startswith("zero") else 1)

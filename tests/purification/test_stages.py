@@ -138,6 +138,49 @@ def test_a_box_without_extent_keeps_the_group():
     assert stays.tolist() == [[False, True]] and beaten_by.tolist() == [[1, -1]]
 
 
+def test_the_best_of_several_winners_is_named():
+    """The first of three look-alikes wins a crop with 1, the second another with 0.5."""
+    twins = blob((1, 3, 0, 2), (1, 3, 4, 5))
+    images = torch.zeros(1, 3, 24, 24)
+    images[:, :, :, 12:] = 1.0
+
+    def encode(crops: torch.Tensor) -> torch.Tensor:
+        bright = crops.mean((1, 2, 3)) > 0.5
+        return torch.where(bright[:, None], torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]))
+
+    for winners in ([[1.0, 0.0], [0.0, 0.5]], [[0.0, 1.0], [0.5, 0.0]]):
+        descriptions = torch.tensor([*winners, [0.1, 0.1]])
+        stays, beaten_by = stages.resolve_ambiguity(
+            images,
+            torch.stack([twins] * 3)[None],
+            np.ones((1, 3), dtype=bool),
+            descriptions,
+            encode,
+            (4, 4),
+            0.7,
+        )
+        assert stays.tolist() == [[True, True, False]] and beaten_by.tolist() == [[-1, -1, 0]]
+
+
+def test_a_class_of_the_threshold_itself_is_removed():
+    p, attention = random(1, 3, 4, 5), random(1, 20, 20, seed=1)
+    arguments = (p, stages.normalize(p), attention, 0)
+    _, score, _ = stages.purify_maps(*arguments, 0.0)
+    for index, value in enumerate(score[0].tolist()):
+        _, _, kept = stages.purify_maps(*arguments, value)
+        assert not kept[0, index]
+        assert kept[0].equal(score[0] > score[0, index])
+
+
+def test_a_class_alone_is_not_compared(monkeypatch):
+    monkeypatch.setattr(ops, "soft_iou", None)
+    monkeypatch.setattr(stages, "to_host", None)
+    kept = np.array([[True, False], [False, False], [False, True]])
+    arguments = (torch.zeros(3, 3, 24, 24), random(3, 2, 6, 6), kept, torch.eye(2))
+    stays, beaten_by = stages.resolve_ambiguity(*arguments, lambda crops: crops, (4, 4), 0.7)
+    assert stays.tolist() == kept.tolist() and beaten_by.eq(-1).all()
+
+
 def test_only_classes_that_stayed_compete():
     twins = blob((1, 3, 1, 3))
     refined = torch.stack([twins, twins, twins])[None]
