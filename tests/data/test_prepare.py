@@ -215,6 +215,25 @@ def test_a_label_map_in_colour_is_refused(tmp_path):
     assert done.written == 2
 
 
+def test_a_label_map_that_is_a_jpeg_is_refused(tmp_path):
+    bad, *_ = official.write_official("ade20k", tmp_path)
+    file = source("ade20k", tmp_path, bad)
+    Image.open(file).save(file, "JPEG")
+    done = prepare(BENCHMARKS["ade20k"], tmp_path, partial=True)
+    assert len(done.faults) == 1 and "JPEG" in done.faults[0] and bad in done.faults[0]
+    assert done.written == 2
+
+
+def test_cat_segs_list_names_the_validation_set_of_the_mat_files(tmp_path):
+    expected = official.write_official("pcontext59", tmp_path)
+    voc = tmp_path / "VOCdevkit/VOC2010"
+    (voc / "ImageSets/Main/val.txt").rename(voc / "pascalcontext_val.txt")
+    done = prepare(BENCHMARKS["pcontext59"], tmp_path, partial=True)
+    assert (done.written, done.faults) == (3, [])
+    for image, mask in expected.items():
+        np.testing.assert_array_equal(Image.open(target("pcontext59", tmp_path, image)), mask)
+
+
 def test_missing_annotations_and_images_are_named(tmp_path):
     names = list(official.write_official("ade20k", tmp_path, images=10))
     for image in names[:7]:

@@ -187,7 +187,9 @@ BIG = np.indices((40, 50)).sum(0) % 7 > 2
         ([[1, 2, float("nan"), 4, 5, 6]], "x = nan"),
         ([[1, 2, 3, float("inf"), 5, 6]], "y = inf"),
         ([[1, 2, 3, 4, 5e8, 6]], "x = 500000000"),
-        (7, "malformed"),
+        (7, "neither polygons nor run lengths"),
+        (None, "neither polygons nor run lengths"),
+        ("[[0, 0, 1, 0, 1, 1]]", "neither polygons nor run lengths"),
     ],
 )  # fmt: skip
 def test_damaged_segmentations_are_refused_and_named(segmentation, words):

@@ -99,7 +99,7 @@ def coco_object(
     """
     labels = np.zeros((height, width), np.uint8)
     for annotation in sorted(annotations, key=lambda a: not a.get("iscrowd", 0)):
-        category = annotation["category_id"]
+        category = annotation.get("category_id")
         if type(category) is not int or category not in ids:
             raise ValueError(
                 f"{_name(annotation)}: category_id {category} is none of COCO's 80; fetch the JSON "
@@ -130,7 +130,7 @@ def context_segments(
     """
     labels = np.full((height, width), fill, np.uint8)
     for annotation in annotations:
-        category = annotation["category_id"]
+        category = annotation.get("category_id")
         if type(category) is not int or not 0 <= category <= 459:
             raise ValueError(
                 f"{_name(annotation)}: category_id {category} is none of Pascal Context's 459; "
@@ -146,7 +146,7 @@ def _name(annotation: Mapping[str, Any]) -> str:
 
 def _mask(annotation: Mapping[str, Any], height: int, width: int) -> np.ndarray:
     try:
-        return _decode(annotation["segmentation"], height, width)
+        return _decode(annotation.get("segmentation"), height, width)
     except ValueError as error:
         raise ValueError(f"{_name(annotation)}: {error}") from error
 
@@ -157,6 +157,8 @@ def _decode(segmentation: Any, height: int, width: int) -> np.ndarray:
         if isinstance(segmentation, list):
             polygons = [_polygon(polygon, height, width) for polygon in segmentation]
             coded = rle.merge(rle.frPyObjects(polygons, height, width))
+        elif not isinstance(segmentation, dict):
+            raise ValueError("neither polygons nor run lengths")
         else:
             size, counts = list(segmentation["size"]), segmentation["counts"]
             if size != [height, width]:

@@ -77,17 +77,10 @@ def prepare(
         compare_count(done.images, benchmark, partial, done.faults, done.notes)
         return done
     annotations = find_annotations(benchmark, root, layout)
-    file_list = root / layout.file_list if layout.file_list else None
-    if file_list is None:
+    if layout.file_list is None:
         names = sorted(images | masks | annotations.converters.keys())
-    elif file_list.is_file():
-        names = list(read_names(file_list))
-        note_repeated(file_list, done.notes)
-    elif annotations.names:
-        names = list(annotations.names)
-        write_whole(file_list, "".join(f"{name}\n" for name in names).encode())
     else:
-        names = []
+        names = _listed_names(root / layout.file_list, annotations, done)
 
     jobs, missing = [], []
     for name in names:
@@ -108,8 +101,6 @@ def prepare(
             done.faults.append(fault)
 
     done.images = len(images.intersection(names))
-    if file_list and not file_list.is_file():
-        done.faults.append(f"{file_list}: no such file, and nothing to make it from")
     if not masks and not annotations.converters:
         done.faults.append(
             f"no annotation at all: looked for {annotations.where}; get it from {benchmark.source}"
@@ -127,6 +118,18 @@ def prepare(
         )
     compare_count(done.images, benchmark, partial, done.faults, done.notes)
     return done
+
+
+def _listed_names(file_list: Path, annotations: Annotations, done: Prepared) -> list[str]:
+    """The names of a file list, which is written where it is missing and they are known."""
+    if file_list.is_file():
+        note_repeated(file_list, done.notes)
+        return list(read_names(file_list))
+    if not annotations.names:
+        done.faults.append(f"{file_list}: no such file, and nothing to make it from")
+        return []
+    write_whole(file_list, "".join(f"{name}\n" for name in annotations.names).encode())
+    return list(annotations.names)
 
 
 def _to_replace(benchmark: Benchmark, annotations: Annotations, target: Path) -> bool:
