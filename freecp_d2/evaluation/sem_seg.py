@@ -19,6 +19,7 @@ from detectron2.utils import comm
 from PIL import Image
 
 from ..data import Vocabulary
+from ..data.benchmarks.layout import BENCHMARKS
 from ..data.mapper import load_label_map
 from ..files import require_writable, write_whole
 from .coco import CocoWriter
@@ -253,8 +254,8 @@ class FreeCPSemSegEvaluator(DatasetEvaluator):
         labels = load_label_map(path)
         if labels.shape != size:
             raise ValueError(
-                f"{path}: the ground truth has size {labels.shape}, the prediction {size}; check "
-                "the data set's height and width"
+                f"{path}: the ground truth has size {labels.shape}, the prediction {size}; "
+                f"{_where_to_look(self._dataset_name)}"
             )
         no_class = (labels < 0) | (labels >= len(self._names))
         if self._ignore_label is not None:
@@ -470,6 +471,15 @@ def _listed(names: Sequence[str]) -> str:
     """The first few names."""
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return printable(", ".join(names[:5])) + more
+
+
+def _where_to_look(dataset_name: str) -> str:
+    """What to do about images and label maps that do not belong together."""
+    for benchmark in BENCHMARKS.values():
+        if benchmark.dataset == dataset_name:
+            command = f"python -m freecp_d2.data.prepare {benchmark.name} --verify"
+            return f"{command} names all such images"
+    return "check the data set's height and width"
 
 
 def _csv(classes: list[dict[str, Any]]) -> str:

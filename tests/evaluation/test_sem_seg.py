@@ -338,6 +338,22 @@ def test_bad_ground_truth_is_named(register, tmp_path, spoil, said):
     assert str(tmp_path / "0.png") in str(error.value) and "\n" not in str(error.value)
 
 
+def test_a_benchmarks_map_of_another_size_points_to_verify(tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    voc = tmp_path / "VOCdevkit" / "VOC2012"
+    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (voc / folder).mkdir(parents=True)
+    (voc / "ImageSets/Segmentation/val.txt").write_text("1\n")
+    Image.new("L", (2, 2)).save(voc / "JPEGImages/1.jpg")
+    Image.new("L", (2, 3)).save(voc / "SegmentationClass/1.png")
+    name = "voc_2012_val_21_sem_seg"
+    (record,) = DatasetCatalog.get(name)
+    evaluator = FreeCPSemSegEvaluator(name)
+    evaluator.reset()
+    with pytest.raises(ValueError, match="has size.*freecp_d2.data.prepare voc21 --verify"):
+        evaluator.process([record], [{"label_map": torch.zeros(2, 2, dtype=torch.long)}])
+
+
 @pytest.mark.parametrize(
     "output",
     [
