@@ -1,3 +1,5 @@
+from importlib import import_module
+
 import numpy as np
 import pytest
 import torch
@@ -200,6 +202,17 @@ def test_programs_do_not_meet(run, random_maps):
     expected = reference_mask(maps)
     for _ in range(1 if run.interpreted else 10):
         assert torch.equal(run(ops.box_mask, maps), expected)
+
+
+def test_a_block_is_a_launch_and_more_a_loop(device, monkeypatch):
+    module, loops = import_module("freecp_d2.ops.box_mask"), []
+    monkeypatch.setattr(module, "box_mask_composite", lambda maps, *_: loops.append(maps) or maps)
+    for shape in ((128, 128), (65, 127), (1, 2**14)):
+        module.box_mask_triton(torch.ones(1, 1, *shape, device=device))
+        assert not loops
+    for shape in ((128, 129), (129, 65), (1, 2**14 + 1)):
+        module.box_mask_triton(torch.ones(1, 1, *shape, device=device))
+        assert loops.pop().shape[2:] == shape
 
 
 def test_larger_than_a_block(run):

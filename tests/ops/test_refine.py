@@ -175,6 +175,7 @@ def test_bad_shapes():
         ((affinity, maps[0], mask), r"maps must be .*\(B, C, h, w\)"),
         ((affinity, maps, mask.bool()), r"mask must be .*\(B, C, h, w\), got torch.bool"),
         ((affinity, maps, mask[:, :1]), "maps .* and mask .* differ in shape"),
+        ((affinity[..., :19], maps, mask), r"affinity must be .*\(B, N, N\)"),
         ((affinity[:1], maps, mask), r"need an affinity \(2, 20, 20\), got \(1, 20, 20\)"),
         ((affinity, maps[..., :4], mask[..., :4]), r"need an affinity \(2, 16, 16\)"),
     ):
