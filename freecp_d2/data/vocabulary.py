@@ -20,7 +20,9 @@ PACKAGED: str = "freecp_d2://"
 _PLACEHOLDER = "invalid_class_id"  # what files with numbers call an id that is no class
 _NUMBERED = re.compile(r"(\d+)\s*:\s*(.*)")
 _YAML = re.compile(r"---$|%YAML|-(\s|$)|[A-Za-z_][\w .-]*:(\s|$)")
-_PATH = re.compile(r"(\.{0,2}|~|[A-Za-z]:)[/\\]\w|.*(\w://|\w\.[A-Za-z]\w{1,4}$)", re.DOTALL)
+_PATH = re.compile(
+    r"(\.\.?|~|[A-Za-z]:|[/\\]\w+)[/\\]\w\w|\w+://|.*\w\.[A-Za-z]\w{1,4}$", re.DOTALL
+)
 _SEMICOLON = re.compile(r';(?=(?:[^"]*"[^"]*")*[^"]*$)')  # outside quotes
 _OTHER_FORMATS = (".py", ".toml", ".xml", ".yaml", ".yml")
 _HOW_TO_WRITE = "write one class a line, its names separated by commas, or JSON in a .json file"
