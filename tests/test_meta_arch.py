@@ -379,6 +379,55 @@ def test_what_was_removed_is_said(model, inputs, encoder):
     torch.testing.assert_close(result["consistency"], consistency, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.parametrize("winner", [0, 1, 14])
+def test_every_winner_of_an_ambiguity_is_said(winner, model, inputs, monkeypatch):
+    freecp = model("clearclip")
+    resolve = freecp.head.resolve
+
+    def resolved(*arguments):
+        found = resolve(*arguments)
+        beaten_by = torch.full_like(found.beaten_by, -1)
+        beaten_by[:, 7] = winner
+        kept = torch.zeros_like(found.kept)
+        redundancy = kept.clone()
+        kept[:, winner] = redundancy[:, [winner, 7]] = True
+        return replace(found, beaten_by=beaten_by, kept=kept, kept_redundancy=redundancy)
+
+    monkeypatch.setattr(freecp.head, "resolve", resolved)
+    (result,) = freecp([as_detectron2(inputs["image"])])
+    assert result["ambiguous_losses"] == [(7, winner)]
+    assert result["kept"].nonzero().flatten().tolist() == [winner]
+    assert result["kept_redundancy"].nonzero().flatten().tolist() == sorted([winner, 7])
+
+
+def test_its_state_is_the_encoders(model):
+    """Words and pixel statistics are of the config, not of a checkpoint."""
+    freecp = model("sliding")
+    assert all(key.startswith("encoder.") for key in freecp.state_dict())
+    buffers = {name for name, _ in freecp.named_buffers() if not name.startswith("encoder.")}
+    assert buffers == {"pixel_mean", "pixel_std", "text", "descriptions", "query_class"}
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_windows_one_by_one_are_the_batch(enabled, model, inputs):
+    x = as_detectron2(inputs["large_image"])
+    together = model("sliding", enabled=enabled, batch_size=100)([x])[0]["sem_seg"]
+    alone = model("sliding", enabled=enabled, batch_size=1)([x])[0]["sem_seg"]
+    torch.testing.assert_close(alone, together, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("size", [(5, 40), (40, 5), (3, 7)])
+def test_an_image_smaller_than_a_patch_is_enlarged_to_one(size, enabled, model, inputs):
+    image = inputs["image"][:, :, : size[0], : size[1]]
+    enlarged = [max(side, 16) for side in size]
+    larger = F.interpolate(image, enlarged, mode="bilinear", align_corners=False)
+    freecp = model("sliding", enabled=enabled)
+    found = freecp([as_detectron2(image, height=20, width=30)])[0]["sem_seg"]
+    expected = freecp([as_detectron2(larger, height=20, width=30)])[0]["sem_seg"]
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=0)
+
+
 def test_segmenting_again_does_not_encode_again(model, inputs, monkeypatch):
     freecp = model("sliding")
     batch = [as_detectron2(inputs["large_image"]), as_detectron2(inputs["image"])]
@@ -485,6 +534,11 @@ def test_windows_are_as_published(height, width, window, stride):
     for w in windows:
         covered[w.rows, w.columns] += 1
     assert covered.min() >= 1
+
+
+def test_windows_pixel_by_pixel():
+    assert len(windows_of(0, (5, 7), 5, 1)) == 3
+    assert len(windows_of(0, (5, 7), 8, 1)) == len(windows_of(0, (5, 7), 8, 8)) == 1
 
 
 @pytest.mark.parametrize(("window", "stride"), [(0, 16), (64, 0), (0, 0), (500, 100)])
