@@ -65,7 +65,9 @@ atexit.register(shutil.rmtree, FOLDER)
 MAX_BYTES = 20 * 2**20
 MAX_PIXELS = 40_000_000
 MAX_SIDE = 1024
-"""Larger pictures are shrunk to this long side before anything else."""
+MAX_AREA = 768 * 768
+"""Larger pictures are shrunk to this long side and so many pixels before anything else: those, with
+MAX_CLASSES, decide how much memory a request takes."""
 MIN_SHOWN = 640
 """Smaller pictures are shown by a whole number of times larger, at least this long."""
 MAX_CLASSES = 200
@@ -370,7 +372,7 @@ def uploaded_file(upload: object) -> str:
 
 
 def load_picture(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8 RGB with no side over MAX_SIDE. Its size is checked before it is decoded.
+    """(H, W, 3) uint8 RGB within MAX_SIDE and MAX_AREA. Its size is checked before it is decoded.
 
     Raises:
         ValueError: no such file, no image, of too many bytes or pixels.
@@ -403,9 +405,10 @@ def load_picture(path: Path) -> np.ndarray:
         ) from None
     except ValueError as error:
         raise ValueError(str(error).replace(str(path), path.name)) from None
-    scale = MAX_SIDE / max(image.shape[:2])
+    height, width = image.shape[:2]
+    scale = min(MAX_SIDE / max(height, width), (MAX_AREA / (height * width)) ** 0.5)
     if scale < 1:
-        size = [max(round(n * scale), 1) for n in image.shape[1::-1]]
+        size = [max(int(n * scale), 1) for n in (width, height)]
         image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     return image
 
@@ -593,9 +596,9 @@ CSS = """
 INTRODUCTION = f"""# FreeCP: your picture, your words
 Drop a picture, type the classes it may show, press **Segment**. FreeCP removes the classes that are
 not there and settles which of two look-alikes is. At most {MAX_BYTES // 2**20} MiB,
-{MAX_PIXELS // 1_000_000} million pixels and {MAX_CLASSES} classes; pictures with a side over
-{MAX_SIDE} pixels are shrunk. Pictures are deleted after {UPLOADS_LIVE // 60} minutes, your words
-when you close the page.
+{MAX_PIXELS // 1_000_000} million pixels and {MAX_CLASSES} classes; pictures larger than
+{MAX_SIDE} × {MAX_AREA // MAX_SIDE} pixels are shrunk. Pictures are deleted after
+{UPLOADS_LIVE // 60} minutes, your words when you close the page.
 """
 SCENECLIP = """This page runs on SceneCLIP, a small CLIP that was trained on drawn scenes only. It
 knows the words of the examples below; of photographs it knows nothing.
@@ -667,6 +670,9 @@ class Page(gr.Blocks):
             raise complaint("This request failed; the page's log says why.") from None
         finally:
             self.state_holder.session_data.pop(session, None)
+            kwargs["inputs"].clear()  # the queue keeps the last request that it had
+            for copy in ("_body", "_json"):
+                vars(request.request).pop(copy, None)
 
     def forget(self, session: str, *, unused: bool = False) -> None:
         """Drop what was typed in a session, and answers that nobody has fetched."""
