@@ -657,10 +657,10 @@ class Page(gr.Blocks):
         session, request = kwargs.get("session_hash"), kwargs.get("request")
         if isinstance(request, list):
             raise complaint(STRANGE)
+        if session:
+            self._seen[session] = time.monotonic()
         if session == kwargs.get("event_id"):  # Gradio's stand-in where a request has no session
             request.session_hash = None
-        elif session:
-            self._seen[session] = time.monotonic()
         try:
             return await super().process_api(*args, **kwargs)
         except gr.Error:
