@@ -32,6 +32,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tqdm import tqdm
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 EQUIVALENT = HERE / "equivalent.json"
@@ -288,6 +290,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="print the mutants' names and stop")
     args = parser.parse_args(argv)
     root = args.root.resolve()
+    for file in args.files:
+        if file not in TARGETS:
+            parser.error(f"{file} has no tests of its own; choose from {', '.join(TARGETS)}")
     files = args.files or [file for file in TARGETS if (root / file).is_file()]
     known = json.loads(EQUIVALENT.read_text()) if EQUIVALENT.is_file() else {}
     mutants = [m for file in files for m in mutants_of(file, (root / file).read_text())]
@@ -321,20 +326,21 @@ def main(argv: list[str] | None = None) -> int:
             counts[file] = Counter()
             own = [mutant for mutant in mutants if mutant.file == file]
             original = (folder / file).read_text()
-            for mutant in own:
+            for mutant in tqdm(own, file, unit="mutant", leave=False, disable=None):
                 (folder / file).write_text(mutant.source)
                 result = run_tests(folder, tests, limit)
                 counts[file][result] += 1
                 if result == "passed":
-                    print(f"survived: {mutant.name}", flush=True)
+                    tqdm.write(f"survived: {mutant.name}")
+                    sys.stdout.flush()
             (folder / file).write_text(original)
             done = sum(count.total() for count in counts.values())
             seconds = time.monotonic() - start
             print(f"{file}: {done} of {len(mutants)} mutants, {seconds:.0f} s", flush=True)
     print(table(counts))
-    survived, tried = (sum(c[k] for c in counts.values()) for k in ("passed",)), len(mutants)
+    survived = sum(count["passed"] for count in counts.values())
     print(
-        f"\n{next(survived)} of {tried} mutants survive (of {total} in all, {len(known)} known as "
+        f"\n{survived} of {len(mutants)} mutants survive (of {total} in all, {len(known)} known as "
         f"equivalent, seed {args.seed}; {time.monotonic() - start:.0f} s)"
     )
     return 0
