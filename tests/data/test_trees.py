@@ -318,6 +318,25 @@ def test_images_and_maps_of_two_trees_come_together(tmp_path, monkeypatch):
             np.testing.assert_array_equal(made, labels)
 
 
+@pytest.mark.parametrize("benchmark", ["coco_stuff164k", "coco_object"])
+def test_maps_are_made_of_what_lies_with_the_images(benchmark, tmp_path, monkeypatch):
+    """Though other official maps, without images, lie where Detectron2 has them."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    others = write(
+        Tree("", benchmark, COCO[D2], "coco/stuffthingmaps/val2017/*.png", "raw"), tmp_path
+    )
+    for name in others:
+        (tmp_path / COCO[D2].replace("*", name)).unlink()
+        save(tmp_path / f"coco/stuffthingmaps/val2017/{name}.png", np.zeros((16, 25)))
+    tree = next(t for t in TREES if (t.project, t.benchmark, t.kind) == (CATSEG, benchmark, "raw"))
+    expected = write(tree, tmp_path)
+    assert run(benchmark) == 0
+    for name, labels in expected.items():
+        made = load_label_map(tmp_path / tree.read.replace("*", name))
+        np.testing.assert_array_equal(made, labels)
+    assert not list((tmp_path / "coco").glob("*_detectron2"))
+
+
 @pytest.mark.parametrize("home", ["DETECTRON2_DATASETS", "--root"])
 def test_a_tilde_is_the_home_folder(home, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HOME", str(tmp_path))
