@@ -337,6 +337,16 @@ def test_maps_are_made_of_what_lies_with_the_images(benchmark, tmp_path, monkeyp
     assert not list((tmp_path / "coco").glob("*_detectron2"))
 
 
+def test_the_tree_with_images_and_maps_goes_before_one_with_images(tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    tree = next(t for t in TREES if t.project == CATSEG and t.kind == "raw")
+    for name in write(tree, tmp_path):
+        save(tmp_path / COCO[D2].replace("*", name), np.zeros((16, 25, 3)))
+    assert run(tree.benchmark) == 0
+    assert len(list(tmp_path.glob(tree.read))) == 2
+    assert not list((tmp_path / "coco").glob("*_detectron2"))
+
+
 @pytest.mark.parametrize("home", ["DETECTRON2_DATASETS", "--root"])
 def test_a_tilde_is_the_home_folder(home, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HOME", str(tmp_path))

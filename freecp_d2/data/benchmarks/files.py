@@ -29,13 +29,13 @@ def likely_layout(benchmark: Benchmark, root: Path) -> Layout:
     """The one that :func:`find_layout` finds, or the one whose label maps are to be made.
 
     That is the first with images and sources in its tree, else with images, else with sources,
-    else with an empty folder of masks, else the first.
+    else the first.
     """
 
     def known(layout: Layout) -> tuple[bool, ...]:
         images = _has_images(layout, root)
         sources = any(source.path.startswith(f"{layout.tree}/") for source in there)
-        return images and sources, images, sources, (root / layout.mask_folder).is_dir()
+        return images and sources, images, sources
 
     there = [source for source in benchmark.sources if _is_there(source, root)]
     writable = [layout for layout in benchmark.layouts if not layout.shared_images]
