@@ -32,10 +32,9 @@ def likely_layout(benchmark: Benchmark, root: Path) -> Layout:
     else the first.
     """
 
-    def known(layout: Layout) -> tuple[bool, ...]:
-        images = _has_images(layout, root)
+    def known(layout: Layout) -> tuple[bool, bool]:
         sources = any(source.path.startswith(f"{layout.tree}/") for source in there)
-        return images and sources, images, sources
+        return _has_images(layout, root), sources
 
     there = [source for source in benchmark.sources if _is_there(source, root)]
     writable = [layout for layout in benchmark.layouts if not layout.shared_images]
