@@ -27,6 +27,7 @@ from .data import Vocabulary, load_vocabulary, normalized_name
 from .data.images import read_image, resize_shortest_edge, to_pixels
 from .data.mapper import InferenceMapper
 from .data.vocabulary import PACKAGED
+from .fonts import set_fonts
 from .meta_arch import EncodedImages, FreeCP, configured_vocabulary
 from .sliding_window import WindowMean, upsample
 
@@ -97,14 +98,12 @@ class Segmentation:
         Returns:
             (H * scale, W * scale, 3) uint8 RGB.
         """
-        metadata = Metadata(
-            # Detectron2 draws names with matplotlib, for which a pair of $ encloses mathematics.
-            stuff_classes=[name.replace("$", r"\$") for name in self.class_names],
-            stuff_colors=self.colors.tolist(),
-        )
+        metadata = Metadata(stuff_classes=list(self.class_names), stuff_colors=self.colors.tolist())
         visualizer = Visualizer(self.image, metadata, scale)
         smallest = max(self.label_map.size // 500, 1)
-        return visualizer.draw_sem_seg(self.label_map, smallest, alpha).get_image()
+        drawn = visualizer.draw_sem_seg(self.label_map, smallest, alpha)
+        set_fonts(drawn.ax)
+        return drawn.get_image()
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,18 +6,21 @@ Nothing here imports torch: the processes of `freecp_d2.data.prepare` start quic
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import IO
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 log = logging.getLogger(__name__)
 
 DEPTHS = 8, 10, 12, 14, 16
 """Bits that a camera or scanner may have filled of the 16 that a file has for them."""
+HEIC_SENTENCE = "HEIC images need one more package, pip install pillow-heif; or save them as JPEG"
+HEIC_BRANDS = b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"
+"""What bytes 8 to 11 of a HEIC or HEIF image are."""
 LOSSLESS = "PNG", "TIFF", "BMP", "PPM", "TGA"
 """Formats, as Pillow names them, that a label map may have."""
 LOSSY_TIFF = "jpeg", "tiff_jpeg", "webp"
@@ -179,19 +182,59 @@ def open_image(path: str | os.PathLike) -> Iterator[Image.Image]:
     """
     try:
         with _open(os.fspath(path)) as file:
-            Image.open(file).verify()  # a PNG's checksums, which reading ignores
+            Image.open(file, formats=formats()).verify()  # a PNG's checksums, which reading ignores
             file.seek(0)
-            yield Image.open(file)
+            yield Image.open(file, formats=formats())
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{path}: no such file; check the data set's root (DETECTRON2_DATASETS)"
         ) from None
     except UnidentifiedImageError:
+        if is_heic(path):
+            raise ValueError(f"{path}: {HEIC_SENTENCE}") from None
         raise ValueError(f"{path}: not an image that Pillow knows; replace the file") from None
     except Image.DecompressionBombError as error:
         raise Image.DecompressionBombError(f"{path}: {error} Make the image smaller.") from None
+    except MemoryError as error:
+        raise MemoryError(f"{path}: {error}") from error
     except Exception as error:  # Pillow's decoders raise whatever they stumble over
+        if "memory" in str(error).lower():
+            raise MemoryError(f"{path}: {error}") from error
         raise ValueError(f"{path}: not a readable image ({error}); replace the file") from error
+
+
+@lru_cache(maxsize=1)
+def formats() -> tuple[str, ...]:
+    """The formats, as Pillow names them, of pictures that it decodes itself; HEIC with its package.
+
+    Not those that it hands to other programs, as EPS to Ghostscript, or knows by name alone.
+    """
+    with suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    Image.init()
+    stubs = {
+        name for name, (kind, _) in Image.OPEN.items() if _is_class(kind, ImageFile.StubImageFile)
+    }
+    return tuple(name for name in Image.ID if name not in {"EPS", "MPEG", *stubs})
+
+
+def _is_class(kind: object, of: type) -> bool:
+    return isinstance(kind, type) and issubclass(kind, of)
+
+
+def image_suffixes() -> frozenset[str]:
+    """Suffixes of these formats, in lower case with their dots."""
+    known = {*formats(), "MPO"}  # which Pillow opens as a JPEG
+    return frozenset(s for s, name in Image.registered_extensions().items() if name in known)
+
+
+def is_heic(path: str | os.PathLike) -> bool:
+    """Whether a file is a HEIC or HEIF image, by its first bytes."""
+    with _open(os.fspath(path)) as file:
+        head = file.read(12)
+    return head[4:8] == b"ftyp" and head[8:] in HEIC_BRANDS
 
 
 def load_label_map(path: str | os.PathLike, dtype: type = int) -> np.ndarray:

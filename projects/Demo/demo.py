@@ -3,9 +3,9 @@
     python projects/Demo/demo.py --config-file configs/scenes/clearclip.yaml \
         --vocabulary "sky,lawn,road,mushroom" --input photo.jpg folder/ --output output/photos
 
-Of an image IMAGE it writes labels/IMAGE.png (indexed by class, with a palette; 16 bits with more
-than 256 classes), overlays/IMAGE.png and, on demand, maps/IMAGE.png; of all images one
-segmentation.json in COCO's format. A run that was interrupted goes on where it stopped.
+Of photo.jpg it writes labels/photo.png (indexed by class, with a palette; 16 bits with more than
+256 classes), overlays/photo.png and, on demand, maps/photo.png; of all images one segmentation.json
+in COCO's format. A run that was interrupted goes on where it stopped.
 """
 
 import argparse
@@ -13,30 +13,36 @@ import glob
 import hashlib
 import io
 import json
+import mimetypes
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 # Before torch is loaded; see train_net.py.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Before OpenCV is loaded: what its ffmpeg says of encoders that are not there, nobody asked.
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
 import cv2
 import numpy as np
 import pycocotools.mask
-import torch
 from detectron2.utils.logger import setup_logger
-from matplotlib import get_data_path
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from freecp_d2 import FreeCPPredictor, Segmentation
 from freecp_d2.data import Vocabulary
+from freecp_d2.data.images import HEIC_SENTENCE, image_suffixes
 from freecp_d2.evaluation.coco import encode_segments
 from freecp_d2.files import whole_file, write_whole
+from freecp_d2.fonts import draw_text, set_fonts, text_length
+from freecp_d2.predictor import names_a_file
+from freecp_d2.video import open_video
 
 LONG_SIDE = 600, 1600
 """Pixels that the long side of an overlay's pictures has at least and at most."""
@@ -45,15 +51,36 @@ LISTED = 24
 PICTURED_KEPT, PICTURED_REMOVED = 5, 3
 """Classes in the figure of class activation maps at most."""
 PROGRESS = ".progress.jsonl"
-FAILURES = (OSError, ValueError, Image.DecompressionBombError, MemoryError, torch.OutOfMemoryError)
+LONGEST_NAME = 245
+"""Bytes of the name of a file that is written; most file systems take 255."""
+NAMED = 20
+"""Files that a sentence names at most."""
+FAILURES = (OSError, ValueError, Image.DecompressionBombError, MemoryError)
 """What one image may raise without stopping the others."""
+VIDEO_SENTENCE = "a video goes in by --video-input"
+NO_MEMORY = (
+    "alloc_failed",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "insufficient memory",
+    "not enough memory",
+    "out of memory",
+)
+"""What a RuntimeError of torch, or an error of OpenCV, says when memory ran out."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """An image and the place of its results below labels/, overlays/ and maps/."""
+    """An image and the place of its results below labels/, overlays/ and maps/.
+
+    Attributes:
+        source: the file.
+        image: its path below the folder that all images share.
+        name: the same without suffix, as :func:`name_results` chooses it.
+    """
 
     source: Path
+    image: str
     name: str
 
     def stamp(self) -> dict[str, Any]:
@@ -118,9 +145,9 @@ class Progress:
     def write_coco(self, class_names: Sequence[str]) -> None:
         """segmentation.json of all images of the folder, as pycocotools.coco.COCO reads it."""
         images, annotations = [], []
-        for image_id, name in enumerate(sorted(self.records), start=1):
-            record = self.records[name]
-            images.append({"id": image_id, "file_name": name, **record["size"]})
+        records = sorted(self.records.values(), key=lambda record: record["image"])
+        for image_id, record in enumerate(records, start=1):
+            images.append({"id": image_id, "file_name": record["image"], **record["size"]})
             for segment in record["segments"]:
                 annotations.append({"id": len(annotations) + 1, "image_id": image_id, **segment})
         categories = [{"id": i, "name": name} for i, name in enumerate(class_names)]
@@ -135,38 +162,110 @@ def write_png(path: Path, image: Image.Image) -> None:
     write_whole(path, content.getvalue())
 
 
-def find_images(inputs: Sequence[str], output: Path) -> list[Job]:
+def find_images(inputs: Sequence[str], output: Path) -> tuple[list[Path], list[Path]]:
     """The images of files, folders and globs, each once, sorted where the shell has not.
 
-    Results keep the folders below the one that all images share.
+    A file that is named is taken for an image, whatever its suffix. Of a folder or pattern those
+    are taken that have the suffix of an image; hidden ones of a folder do not count.
+
+    Returns:
+        The images, and the other files of folders and patterns.
 
     Raises:
         FileNotFoundError: an input that is not there, a folder without images or a pattern that
             nothing matches.
     """
     files: dict[Path, None] = {}
+    skipped: dict[Path, None] = {}
+    suffixes = image_suffixes()
     for given in inputs:
         path = Path(given).expanduser()
-        if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if _is_image(p.relative_to(path)))
-            found = [p for p in found if output.resolve() not in p.resolve().parents]
-            fault = "no image in this folder"
-        elif path.is_file():
-            found, fault = [path], ""
+        if path.is_file():
+            found, others = [path], []
         else:
-            found = [Path(p) for p in sorted(glob.glob(str(path), recursive=True))]
-            found = [p for p in found if p.is_file()]
-            fault = "no such file or folder, and no file matches it as a pattern"
-        if not found:
-            raise FileNotFoundError(f"--input {given}: {fault}; check the path")
+            if path.is_dir():
+                every = [p for p in path.rglob("*") if not _is_hidden(p.relative_to(path))]
+                every = [p for p in every if output.resolve() not in p.resolve().parents]
+                fault = "no image in this folder"
+            else:
+                every = [Path(p) for p in glob.glob(str(path), recursive=True)]
+                fault = "no such file or folder, and no image matches it as a pattern"
+            every = sorted(p for p in every if p.is_file())
+            found = [p for p in every if p.suffix.lower() in suffixes]
+            others = [p for p in every if p.suffix.lower() not in suffixes]
+            if not found:
+                there = [f"there {line}" for line in describe_skipped(others)]
+                raise FileNotFoundError(f"--input {given}: {'; '.join([fault, *there])}")
         files.update(dict.fromkeys(Path(os.path.abspath(p)) for p in found))
+        skipped.update(dict.fromkeys(Path(os.path.abspath(p)) for p in others))
+    return list(files), [file for file in skipped if file not in files]
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def describe_skipped(files: Sequence[Path]) -> list[str]:
+    """Sentences, in the plural or singular, about files that are not images, and what to do."""
+    kinds: dict[str, list[str]] = {}
+    for file in files:
+        if file.suffix.lower() in (".heic", ".heif", ".hif"):
+            what = HEIC_SENTENCE
+        elif _is_video(file):
+            what = VIDEO_SENTENCE
+        else:
+            what = "not the suffix of an image"
+        kinds.setdefault(what, []).append(file.name)
+    sentences = []
+    for what, names in kinds.items():
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        verb = "is" if len(names) == 1 else "are"
+        sentences.append(f"{verb} {', '.join(names[:NAMED])}{more}: {what}")
+    return sentences
+
+
+def _is_video(file: Path) -> bool:
+    return (mimetypes.guess_type(file.name)[0] or "").startswith("video/")
+
+
+def name_results(files: Sequence[Path], records: Mapping[str, dict[str, Any]]) -> list[Job]:
+    """Where the results of images go: photo.jpg's become photo.png in labels/, overlays/ and maps/.
+
+    Names keep the folders below the one that all images share. Images that differ in their suffix
+    alone keep it: photo.jpg and photo.tif become photo_jpg.png and photo_tif.png. An image whose
+    results are there already keeps their name. A name of more than 245 bytes is cut, and ends in 8
+    digits of its SHA-256.
+
+    Args:
+        records: what :class:`Progress` knows, by name.
+    """
     shared = Path(os.path.commonpath([file.parent for file in files]))
-    return [Job(file, file.relative_to(shared).as_posix()) for file in files]
+    known = {record["source"]["path"]: name for name, record in records.items()}
+    images = [file.relative_to(shared) for file in files]
+    plain = Counter(image.with_suffix("") for image in images)
+    jobs: list[Job] = []
+    taken: set[str] = set()
+    for file, image in zip(files, images, strict=True):
+        stem = image.with_suffix("")
+        other = records.get(stem.as_posix())
+        alike = other is not None and Path(other["source"]["path"]).name != file.name
+        if plain[stem] > 1 or alike:
+            stem = image.with_name(f"{stem.name}_{image.suffix[1:]}")
+        name = known.get(str(file)) or _fitting(stem, image, taken).as_posix()
+        taken.add(name)
+        jobs.append(Job(file, image.as_posix(), name))
+    return jobs
 
 
-def _is_image(path: Path) -> bool:
-    hidden = any(part.startswith(".") for part in path.parts)
-    return not hidden and path.suffix.lower() in Image.registered_extensions()
+def _fitting(stem: Path, image: Path, taken: set[str]) -> Path:
+    """`stem`, or where it is too long or taken a shorter one with a hash of the image's path."""
+    bytes_of = os.fsencode(stem.name)
+    most = LONGEST_NAME - len(".png")
+    if len(bytes_of) <= most and stem.as_posix() not in taken:
+        return stem
+    digest = hashlib.sha256(os.fsencode(image)).hexdigest()[:8]
+    cut = bytes_of[: most - 9].decode(errors="ignore")
+    return stem.with_name(f"{cut}_{digest}")
 
 
 def label_image(result: Segmentation) -> Image.Image:
@@ -202,9 +301,8 @@ def overlay(results: dict[str, Segmentation]) -> Image.Image:
     pictures = [_picture(result) for result in results.values()]
     height, width = pictures[0].shape[:2]
     size = max(13, round(max(height, width) / 55))
-    font = ImageFont.truetype(f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)
     line, gap = round(1.6 * size), size
-    legend = _legend(results, font, line)
+    legend = _legend(results, size, line)
     top = line + gap // 2
     count = len(pictures)
     sheet = Image.new(
@@ -218,7 +316,7 @@ def overlay(results: dict[str, Segmentation]) -> Image.Image:
     pen = ImageDraw.Draw(sheet)
     for index, (title, picture) in enumerate(zip(results, pictures, strict=True)):
         left = gap + index * (width + gap)
-        pen.text((left, gap // 2), title, "black", font)
+        draw_text(pen, (left, gap // 2), title, size, "black")
         sheet.paste(Image.fromarray(picture), (left, top))
     sheet.paste(legend, (gap + count * (width + gap), 0))
     return sheet
@@ -240,9 +338,7 @@ def _picture(result: Segmentation) -> np.ndarray:
     return result.draw(scale=max(1.0, least / long_side))
 
 
-def _legend(
-    results: dict[str, Segmentation], font: ImageFont.FreeTypeFont, line: int
-) -> Image.Image:
+def _legend(results: dict[str, Segmentation], size: int, line: int) -> Image.Image:
     """Classes by their share, a column of shares a picture, and how many were removed."""
     shares = np.stack([result.shares for result in results.values()])
     last = list(results.values())[-1]
@@ -252,26 +348,35 @@ def _legend(
     for stage in ("redundancy", "ambiguity"):
         count = sum(removed.stage == stage for removed in last.removed)
         notes += [f"{count} removed by {stage}"] if count else []
-    column = round(font.getlength(" 100.0 %")) + line // 2
-    names = round(max(map(font.getlength, [*texts, "class"]))) + 2 * line
-    width = max(names + column * len(results), round(max(map(font.getlength, [*notes, ""]))) + line)
+
+    def widest(lines: Sequence[str]) -> int:
+        return round(max(text_length(text, size) for text in lines))
+
+    def write(x: int, text: str, fill: str = "black") -> None:
+        draw_text(pen, (x, y), text, size, fill)
+
+    def write_to(right: int, text: str) -> None:
+        draw_text(pen, (right - text_length(text, size), y), text, size, "black")
+
+    column = widest([" 100.0 %"]) + line // 2
+    names = widest([*texts, "class"]) + 2 * line
+    width = max(names + column * len(results), widest([*notes, ""]) + line)
     image = Image.new("RGB", (width, line * (len(texts) + len(notes) + 2)), "white")
     pen = ImageDraw.Draw(image)
     y = line // 2
     for place, title in enumerate(results if len(results) > 1 else ()):
-        pen.text((names + column * (place + 1), y), title.split()[-1], "black", font, anchor="ra")
+        write_to(names + column * (place + 1), title.split()[-1])
     y += line
     for index, text in zip(shown, texts, strict=False):
         box = (0, y + line // 8, line, y + line - line // 4)
         pen.rectangle(box, tuple(last.colors[index].tolist()), "black")
-        pen.text((line + line // 2, y), text, "black", font)
+        write(line + line // 2, text)
         for place, share in enumerate(shares[:, index]):
-            right = names + column * (place + 1)
             value = f"{100 * share:.1f} %" if share else "–"
-            pen.text((right, y), value, "black", font, anchor="ra")
+            write_to(names + column * (place + 1), value)
         y += line
     for note in notes:
-        pen.text((0, y), note, "dimgray", font)
+        write(0, note, "dimgray")
         y += line
     return image
 
@@ -311,7 +416,7 @@ def maps_figure(
     grid[1, 0].set_title("label map", fontsize=9)
     columns = zip(grid[:, 1:].T, verdicts.items(), maps.activation, maps.refined, strict=True)
     for (above, below), (name, verdict), activation, refined in columns:
-        title = f"{_shortened(name)}\n{verdict}, {consistency[name]:.3f}".replace("$", r"\$")
+        title = f"{_shortened(name)}\n{verdict}, {consistency[name]:.3f}"
         above.imshow(activation, cmap="magma", vmin=0)
         above.set_title(title, fontsize=9)
         above.set_xlabel(f"highest {activation.max():.2g}", fontsize=8)
@@ -320,6 +425,7 @@ def maps_figure(
         grid[0, 1].set_ylabel("before refinement", fontsize=9)
         grid[1, 1].set_ylabel("after refinement", fontsize=9)
     figure.suptitle("Class activation maps; the number is the consistency", fontsize=10)
+    set_fonts(figure)
     return figure
 
 
@@ -346,6 +452,7 @@ def segment_image(
     height, width = result.label_map.shape
     return {
         "name": job.name,
+        "image": job.image,
         "source": stamp,
         "size": {"height": height, "width": width},
         "files": [f"{kind}/{job.name}.png" for kind in (*files, *["maps"] * args.maps)],
@@ -357,7 +464,9 @@ def segment_images(
     predictor: FreeCPPredictor, words: Vocabulary, args: argparse.Namespace
 ) -> list[str]:
     """Segment every --input; sentences about those that could not be."""
-    jobs = find_images(args.input, args.output)
+    files, skipped = find_images(args.input, args.output)
+    for sentence in describe_skipped(skipped):
+        print(f"demo.py: skipped {sentence.split(' ', 1)[1]}", file=sys.stderr)
     settings = {
         "--config-file and --opts": hashlib.sha256(predictor.cfg.dump().encode()).hexdigest(),
         "--vocabulary": [list(names) for names in words.classes],
@@ -366,6 +475,10 @@ def segment_images(
         "--maps": args.maps,
     }
     progress = Progress(args.output, settings)
+    jobs = name_results(files, progress.records)
+    for job in jobs:
+        if not Path(job.name).name.startswith(job.source.stem):
+            print(f"demo.py: {job.source}: its results are named {job.name}.png", file=sys.stderr)
     waiting = [job for job in jobs if not progress.is_done(job)]
     if len(waiting) < len(jobs):
         print(f"{len(jobs) - len(waiting)} of {len(jobs)} images are done already")
@@ -375,6 +488,10 @@ def segment_images(
             try:
                 progress.add(segment_image(predictor, job, words, args))
             except FAILURES as error:
+                faults.append(_sentence(job.source, error))
+            except (RuntimeError, cv2.error) as error:
+                if not _memory_ran_out(error):
+                    raise
                 faults.append(_sentence(job.source, error))
     finally:
         background = ["background"] * bool(words.background)
@@ -396,7 +513,8 @@ def segment_video(predictor: FreeCPPredictor, words: Vocabulary, args: argparse.
     source: Path = args.video_input
     if not source.is_file():
         raise FileNotFoundError(f"--video-input {source}: no such file; check the path")
-    target = args.output / f"{source.stem}_overlay.mp4"
+    stem = source.with_name(f"{source.stem}_overlay")
+    target = args.output / f"{_fitting(stem, Path(source.name), set()).name}.mp4"
     if os.path.abspath(source) == os.path.abspath(target):
         raise ValueError(f"{target} would be overwritten; choose another --output")
     if target.exists():
@@ -414,13 +532,7 @@ def segment_video(predictor: FreeCPPredictor, words: Vocabulary, args: argparse.
                 odd = [(0, n % 2) for n in picture.shape[:2]]
                 picture = np.pad(picture, [*odd, (0, 0)], "edge")
                 if writer is None:
-                    height, width = picture.shape[:2]
-                    codec = cv2.VideoWriter.fourcc(*"mp4v")
-                    writer = cv2.VideoWriter(str(part), codec, rate, (width, height))
-                    if not writer.isOpened():
-                        raise ValueError(
-                            f"OpenCV can write no video of {width} x {height} to {target}"
-                        )
+                    writer = open_video(part, rate, picture.shape[1], picture.shape[0])
                 writer.write(np.ascontiguousarray(picture[:, :, ::-1]))
                 count += 1
             if writer is None:
@@ -428,8 +540,12 @@ def segment_video(predictor: FreeCPPredictor, words: Vocabulary, args: argparse.
             writer.release()
     finally:
         capture.release()
+        if writer is not None:
+            writer.release()
     if count < expected:
         print(f"{source} says it has {expected} frames; {count} could be read", file=sys.stderr)
+    if writer.note:
+        print(f"demo.py: {target}: {writer.note}", file=sys.stderr)
     print(f"{count} frames: {target}")
     return target
 
@@ -444,18 +560,37 @@ def _frames(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
 
 
 def _sentence(source: Path, error: BaseException) -> str:
+    if _memory_ran_out(error):
+        return (
+            f"{source}: memory ran out; give it in a smaller size, name fewer classes, or leave "
+            "out --base and --maps"
+        )
+    if isinstance(error, ValueError) and _is_video(source):
+        return f"{source}: {VIDEO_SENTENCE}"
     text = " ".join(str(error).split()) or type(error).__name__
     return text if str(source) in text else f"{source}: {text}"
 
 
+def _memory_ran_out(error: BaseException) -> bool:
+    if isinstance(error, RuntimeError | cv2.error):
+        return any(phrase in str(error).lower() for phrase in NO_MEMORY)
+    return isinstance(error, MemoryError)
+
+
 def words_of(text: str) -> str | list[str]:
     """--vocabulary as the predictor takes it: the path of a file, or the names between commas."""
-    is_file = os.path.isfile(text) or "://" in text or text.endswith((".txt", ".json"))
-    return text if is_file else _names(text)
+    return text if names_a_file(text) else _names("--vocabulary", text)
 
 
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",")] if text.strip() else []
+def _names(flag: str, text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")] if text.strip() else []
+    if "" in names:
+        kept = ", ".join(filter(None, names))
+        raise ValueError(
+            f"{flag} {text!r}: there is no name beside a comma; leave the comma out, or put quotes "
+            f'around the whole list, as in {flag} "{kept or "drum"}, trifle"'
+        )
+    return names
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -496,10 +631,31 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], help="last: KEY VALUE ... of the config"
     )
-    args = parser.parse_args(argv)
+    given = list(sys.argv[1:] if argv is None else argv)
+    args, unknown = parser.parse_known_args(given)
+    if unknown:
+        parser.error(_unrecognized(given, unknown))
     if args.maps and args.video_input:
         parser.error("--maps is for images; leave it out with --video-input")
     return args
+
+
+def _unrecognized(given: Sequence[str], unknown: Sequence[str]) -> str:
+    """What to say of arguments that argparse has no place for: words without quotes, perhaps."""
+    sentence = f"unrecognized arguments: {' '.join(unknown)}"
+    start = given.index(unknown[0])
+    flags = [i for i, argument in enumerate(given[:start]) if argument.startswith("--")]
+    if unknown[0].startswith("-") or not flags:
+        return sentence
+    flag, _, first = given[flags[-1]].partition("=")
+    if len(flag) < 3 or not any(name.startswith(flag) for name in ("--vocabulary", "--background")):
+        return sentence
+    words = [first] if first else []
+    for argument in given[flags[-1] + 1 :]:
+        if argument.startswith("--"):
+            break
+        words.append(argument)
+    return f'{sentence}; put quotes around the whole list: {flag} "{" ".join(words)}"'
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -507,19 +663,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     setup_logger(name="freecp_d2")
     try:
+        vocabulary = None if args.vocabulary is None else words_of(args.vocabulary)
+        background = args.background
+        if isinstance(background, str):
+            background = _names("--background", background)
         predictor = FreeCPPredictor(args.config_file, args.opts)
         if not predictor.purifies and (args.base or args.maps):
             raise ValueError("MODEL.FREECP.ENABLED is False: leave out --base and --maps")
-        words = predictor.prepare(
-            None if args.vocabulary is None else words_of(args.vocabulary),
-            args.background if isinstance(args.background, bool) else _names(args.background),
-        )
+        words = predictor.prepare(vocabulary, background)
         if args.video_input:
             segment_video(predictor, words, args)
             return 0
         faults = segment_images(predictor, words, args)
     except (OSError, ValueError) as error:
         print(f"demo.py: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except (MemoryError, RuntimeError, cv2.error) as error:
+        if not _memory_ran_out(error):
+            raise
+        source = args.video_input or Path(args.config_file)
+        print(f"demo.py: {_sentence(source, error)}", file=sys.stderr)
         return 1
     for fault in faults:
         print(f"demo.py: {fault}", file=sys.stderr)
