@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 DEJAVU = f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf"
 BOX = "\N{WHITE SQUARE}"
 """What is drawn for a character that no font has; DejaVu Sans has it."""
+UPRIGHT = "regular", "book", "roman", "normal", "medium"
+"""Styles that are neither bold nor slanted."""
 _said: set[str] = set()
 _lock = threading.Lock()
 
@@ -98,8 +100,8 @@ def system_fonts() -> tuple[str, ...]:
         except (RuntimeError, OSError):  # damaged, or coloured pictures of one size
             continue
         if face.scalable and "last resort" not in face.family_name.lower():
-            faces.append((face.style_flags != 0, "regular" not in face.style_name.lower(), path))
-    return tuple(path for *_, path in sorted(faces))
+            faces.append((face.style_name.lower() not in UPRIGHT, path))
+    return tuple(path for _, path in sorted(faces))
 
 
 @lru_cache(maxsize=512)
