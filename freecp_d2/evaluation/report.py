@@ -17,6 +17,7 @@ from PIL import Image
 
 from ..data.mapper import read_image
 from ..files import write_whole
+from ..fonts import set_fonts
 from .results import method_of, printable
 
 PICTURE_SIDE = 480
@@ -65,26 +66,28 @@ def write_report(
     )
     environment.filters["figure"] = _figure
     runs = [run for run in (base, results) if run is not None]
+    turned = results.get("config", {}).get("INPUT", {}).get("EXIF_ORIENTATION", True)
     html = environment.get_template("report.html").render(
         results=results,
         columns=[(method_of(run), run) for run in runs],
         classes=list(zip(*(run["classes"] for run in runs), strict=True)),
         pairs=results.get("ambiguous_losses", [])[:MOST_PAIRS],
         sections=[
-            (title, [(example, draw(example, palette)) for example in examples])
+            (title, [(example, draw(example, palette, turned)) for example in examples])
             for title, examples in (("Best images", best), ("Worst images", worst))
         ],
     )
     write_whole(path, html.encode())
 
 
-def draw(example: Example, metadata: Metadata) -> dict[str, str]:
+def draw(example: Example, metadata: Metadata, exif_orientation: bool = True) -> dict[str, str]:
     """Title -> data URI of the image, the ground truth and the prediction.
 
     Args:
         metadata: with `stuff_classes` and `stuff_colors`.
+        exif_orientation: whether the image was turned as its EXIF data say.
     """
-    image = read_image(example.file_name)
+    image = read_image(example.file_name, exif_orientation=exif_orientation)
     height, width = example.truth.shape
     scale = min(1.0, PICTURE_SIDE / max(height, width))
     size = [max(round(side * scale), LEAST_SIDE) for side in (width, height)]
@@ -92,7 +95,9 @@ def draw(example: Example, metadata: Metadata) -> dict[str, str]:
     pictures = {"image": image}
     for title, labels in (("ground truth", example.truth), ("prediction", example.predicted)):
         labels = cv2.resize(labels.astype(np.uint16), size, interpolation=cv2.INTER_NEAREST)
-        pictures[title] = Visualizer(image, metadata).draw_sem_seg(labels).get_image()
+        drawn = Visualizer(image, metadata).draw_sem_seg(labels)
+        set_fonts(drawn.ax)
+        pictures[title] = drawn.get_image()
     return {title: _data_uri(picture) for title, picture in pictures.items()}
 
 
@@ -133,10 +138,9 @@ def _is_color(color: Any) -> bool:
 
 
 def _plain_text(name: str) -> str:
-    """A name in one short line; matplotlib takes a pair of $ for mathematics."""
+    """A name in one short line."""
     name = printable(name)
-    name = name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
-    return name.replace("$", r"\$")
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
 
 def _data_uri(image: np.ndarray) -> str:

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, Metadata
 from PIL import Image
 
-from freecp_d2.evaluation import FreeCPSemSegEvaluator, load_label_map
+from freecp_d2 import fonts
+from freecp_d2.evaluation import FreeCPSemSegEvaluator, load_label_map, report
 from freecp_d2.evaluation.results import load_results
 
 CLASSES = ["road", "<b>cat</b>", "dog & co", "sky"]
@@ -195,11 +196,15 @@ NAMES = [
 ]
 
 
-def test_names_of_any_kind_are_drawn_as_text(register, tmp_path, caplog):
+def test_names_of_any_kind_are_drawn_as_text(register, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(fonts, "_said", set())
     truth = np.repeat(np.arange(len(NAMES)), 6)[:, None].repeat(40, axis=1)
     name = register(tmp_path, [truth], stuff_classes=NAMES)
     evaluator = evaluate(name, tmp_path / "out", [truth])
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
+    lacking = [r.getMessage() for r in caplog.records if "No font" in r.getMessage()]
+    has_font = fonts.BOX not in fonts.split_by_font("汉字")[0][0]
+    assert has_font or "汉 (U+6C49)" in lacking[0] and len(lacking) == 1
     page = Page((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
     shown = [row[0] for row in page.tables["classes"][1:]]
     assert shown[6] == "a\\nb" and shown[8:10] == ["\\udcff", "nul\\x00"] and shown[11] == "\\ud83d"
@@ -343,3 +348,22 @@ def test_facts_of_any_kind_do_not_stop_a_report(folder, tmp_path, key, caplog):
 def records_of(folder) -> list[dict]:
     name = json.loads((folder / "base" / "results.json").read_text())["dataset"]
     return DatasetCatalog.get(name)
+
+
+def test_pictures_of_images_that_were_not_turned(tmp_path):
+    """INPUT.EXIF_ORIENTATION False: the picture shows the image that was evaluated."""
+    image = np.zeros((30, 60, 3), np.uint8)
+    image[:, :30] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / "turned.png"
+    Image.fromarray(image).save(path, exif=exif)
+    names = Metadata(stuff_classes=["a"], stuff_colors=[[255, 0, 0]])
+    for turned, shape in ((True, (60, 30)), (False, (30, 60))):
+        labels = np.zeros(shape, int)
+        example = report.Example(str(path), 50.0, labels, labels)
+        uri = report.draw(example, names, turned)["image"]
+        with Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as picture:
+            got = np.asarray(picture.convert("L"), dtype=int)
+        want = np.rot90(image, -1) if turned else image
+        assert np.abs(got - want[:, :, 0]).mean() < 10
