@@ -218,7 +218,7 @@ def _read(path: Path) -> Tensor | None:
         damage = "its checksum is wrong or missing"
     except FileNotFoundError:
         return None
-    except (SafetensorError, ValueError) as error:
+    except SafetensorError as error:
         damage = str(error)
     logger.warning("%s is damaged and will be replaced (%s)", path, damage)
     return None
