@@ -379,6 +379,15 @@ def test_bad_vocabularies_are_named(predictor, image, vocabulary, error, sentenc
         predictor(image, vocabulary)
 
 
+def test_of_two_classes_of_one_name_the_first_gets_the_pixels(predictor, image):
+    words = Vocabulary((("sky",), ("sand",), ("sky",), ("dog",)), repeats=True)
+    for segment in (predictor, predictor.base):
+        shares = segment(image, vocabulary=words).shares
+        assert shares[0] > 0 and shares[2] == 0
+    with_background = predictor(image, vocabulary=words, background=["wallpaper"])
+    assert with_background.class_names == ("background", "sky", "sand", "sky", "dog")
+
+
 def test_other_misuse_is_named(predictor, image, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
