@@ -1,5 +1,6 @@
 """web.py: the model behind the page, and the page in a real browser."""
 
+import asyncio
 import gc
 import html
 import http.client
@@ -736,6 +737,24 @@ def test_foreign_hosts_and_origins_are_refused(site):
         *("http://[", f"http://{here}.evil.example", "file://"),
     ):
         assert request(url, here, Origin=origin) == 403, origin
+
+
+def test_foreign_websockets_are_closed():
+    async def ask(host):
+        sent, served = [], []
+
+        async def app(scope, receive, send):
+            served.append(scope)
+
+        async def send(message):
+            sent.append(message["type"])
+
+        scope = {"type": "websocket", "path": "/", "headers": [(b"host", host)]}
+        await web.Guard(app, {"localhost"}, False)(scope, None, send)
+        return sent, len(served)
+
+    assert asyncio.run(ask(b"evil.example")) == (["websocket.close"], 0)
+    assert asyncio.run(ask(b"localhost:7860")) == ([], 1)
 
 
 def test_elsewhere_than_at_loopback_addresses_and_the_machines_name_are_served():
