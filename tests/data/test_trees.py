@@ -15,6 +15,7 @@ from PIL import Image
 
 from freecp_d2.data.benchmarks.catalog import BENCHMARKS
 from freecp_d2.data.images import load_label_map
+from freecp_d2.data.prepare import prepare, verify
 from freecp_d2.data.prepare.__main__ import main
 
 # fmt: off
@@ -361,6 +362,8 @@ def test_a_tilde_is_the_home_folder(home, tmp_path, monkeypatch, capsys):
     assert run("ade20k", *arguments) == 0 == run("ade20k", "--verify", *arguments)
     monkeypatch.setenv("DETECTRON2_DATASETS", "~/data")
     assert len(DatasetCatalog.get("ade20k_150_val_sem_seg")) == 2
+    benchmark = BENCHMARKS["ade20k"]
+    assert prepare(benchmark, "~/data").skipped == 2 == verify(benchmark, "~/data").masks
     assert not (tmp_path / "~").exists()
 
 

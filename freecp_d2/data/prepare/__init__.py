@@ -1,6 +1,6 @@
 """Official annotations of the eight benchmarks -> the label maps that evaluation reads.
 
-python -m freecp_d2.data.prepare <benchmark> [...] [--root FOLDER] [--workers N] [--verify]
+python -m freecp_d2.data.prepare <name> [...] [--root FOLDER] [--workers N] [--verify] [--partial]
 """
 
 from .verify import Verified, verify
