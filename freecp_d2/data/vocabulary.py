@@ -136,8 +136,9 @@ def load_descriptions(path: str | Path) -> dict[str, list[str]]:
 
     `.json`: an object. An entry's value is a list of sentences, or a string: the name of another
     entry, whose very list it then gets. `.py`: one dict literal of such entries, with or without a
-    name, as the published descriptions are; it is parsed and never run. `path` may begin with
-    :data:`PACKAGED`.
+    name, as the published descriptions are; it is parsed and never run. As in Python, the last of
+    several entries of one name counts, which a warning says, and names may differ in spaces alone;
+    sentences without text are left out. `path` may begin with :data:`PACKAGED`.
 
     A class with an empty list has no descriptions: it takes its template features, and
     :func:`freecp_d2.clip.text.description_features` warns. The two halves of a surrogate pair,
@@ -146,15 +147,16 @@ def load_descriptions(path: str | Path) -> dict[str, list[str]]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it holds no such entries or something else beside them, two of its names differ
-            in nothing that :func:`normalized_name` keeps, or a string names no entry with a list;
-            the class or line is named.
+        ValueError: it holds no such entries or something else beside them, two names of a JSON file
+            differ in nothing that :func:`normalized_name` keeps, or a string names no entry with a
+            list; the class or line is named.
     """
     path = _local(path)
     text = _read(path, "MODEL.FREECP.DESCRIPTIONS")
     try:
-        is_module = path.suffix.lower() == ".py"
-        return _descriptions_of(_parse_literal(text) if is_module else _parse_json(text))
+        if path.suffix.lower() == ".py":
+            return _descriptions_of(_as_written(_parse_literal(text), path), distinct=False)
+        return _descriptions_of(_parse_json(text))
     except ValueError as error:
         raise ValueError(f"descriptions {path}: {error}") from None
 
@@ -225,13 +227,30 @@ def _local(path: str | Path) -> Path:
     return Path(path)
 
 
-def _descriptions_of(content: Any) -> dict[str, list[str]]:
+def _as_written(pairs: Sequence[tuple[str, Any]], path: Path) -> dict[str, Any]:
+    """The dict that Python would make of these entries, without blank sentences."""
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = [name for name in entries if names.count(name) > 1]
+        logger.warning(
+            "descriptions %s: %s more than once; the last entry of each counts", path, _some(twice)
+        )
+    return {
+        name: [s for s in entry if not isinstance(s, str) or s.strip()]
+        if isinstance(entry, list | tuple)
+        else entry
+        for name, entry in entries.items()
+    }
+
+
+def _descriptions_of(content: Any, distinct: bool = True) -> dict[str, list[str]]:
     if not isinstance(content, dict) or not content:
         raise ValueError("it must be an object, class -> list of sentences, of one class or more")
     seen: dict[str, str] = {}
     for name, entry in content.items():
         other = seen.setdefault(normalized_name(name), name)
-        if other != name:
+        if other != name and distinct:
             raise ValueError(f"{name!r} and {other!r} are the same name; keep one of them")
         if isinstance(entry, str):
             if not isinstance(content.get(entry), list | tuple):
@@ -454,8 +473,8 @@ def _parse_json(text: str) -> Any:
         raise ValueError("it is nested too deeply; give a list of names a class") from None
 
 
-def _parse_literal(text: str) -> Any:
-    """The one dict literal of a Python module, of which nothing is run."""
+def _parse_literal(text: str) -> list[tuple[str, Any]]:
+    """The entries of the one dict literal of a Python module, of which nothing is run."""
     try:
         body = ast.parse(text).body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
@@ -484,7 +503,7 @@ def _parse_literal(text: str) -> Any:
         raise ValueError(
             f"its dict is no literal ({error}); write plain text in quotes, nothing computed"
         ) from None
-    return _unique_keys(list(zip(names, entries, strict=True)))
+    return list(zip(names, entries, strict=True))
 
 
 def _unique_keys(pairs: Sequence[tuple[Any, Any]]) -> dict[str, Any]:
