@@ -12,6 +12,7 @@ from torch import Tensor
 
 from freecp_d2 import scores
 from freecp_d2.data.benchmarks.protocols import SAME, BaseProtocol
+from freecp_d2.pamr import pamr
 
 IMAGE = torch.zeros(3, 4, 4)
 BACKGROUND = replace(SAME, threshold_without_background=False)
@@ -134,3 +135,9 @@ def test_class_scores_are_the_best_of_the_queries():
     assert scores.class_scores(values[:, 0, 0], torch.zeros(5).long(), 1).tolist() == [
         values[:, 0, 0].max()
     ]
+
+
+@pytest.mark.parametrize("size", [(5, 6), (6, 5), (4, 4)])
+def test_refinement_wants_maps_of_the_images_size(size):
+    with pytest.raises(ValueError):
+        pamr(torch.zeros(1, 3, 5, 5), torch.zeros(1, 2, *size), 1, (1,))

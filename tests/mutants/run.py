@@ -37,8 +37,9 @@ from tqdm import tqdm
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 EQUIVALENT = HERE / "equivalent.json"
-DENSE = ["tests/clip/test_dense.py", "tests/test_base_protocols.py"]
-META = ["tests/test_meta_arch.py", "tests/test_base_protocols.py", "tests/test_config.py"]
+PROTOCOLS = "tests/test_base_protocols.py"
+DENSE = ["tests/clip/test_dense.py", f"{PROTOCOLS}::test_features_are_the_published"]
+META = ["tests/test_meta_arch.py", "tests/test_config.py"]
 OPS = ["tests/ops/test_dispatch.py", "tests/ops/test_reference_vectors.py"]
 TARGETS: dict[str, list[str]] = {
     "freecp_d2/purification/head.py": ["tests/purification"],
@@ -47,8 +48,11 @@ TARGETS: dict[str, list[str]] = {
     "freecp_d2/clip/dense.py": DENSE,
     "freecp_d2/clip/loading.py": ["tests/clip/test_loading.py"],
     "freecp_d2/clip/text.py": ["tests/clip/test_text.py"],
-    "freecp_d2/pamr.py": ["tests/test_base_protocols.py"],
-    "freecp_d2/scores.py": ["tests/test_scores.py", "tests/test_base_protocols.py"],
+    "freecp_d2/pamr.py": [f"{PROTOCOLS}::test_pixel_adaptive_refinement_is_the_published"],
+    "freecp_d2/scores.py": [
+        "tests/test_scores.py",
+        f"{PROTOCOLS}::test_label_maps_are_the_published",
+    ],
     "freecp_d2/sliding_window.py": META,
     "freecp_d2/meta_arch.py": META,
     "freecp_d2/ops/_checks.py": ["tests/ops/test_refine.py", "tests/ops/test_soft_iou.py"],
@@ -57,7 +61,7 @@ TARGETS: dict[str, list[str]] = {
     "freecp_d2/ops/sinkhorn_affinity.py": ["tests/ops/test_sinkhorn_affinity.py", *OPS],
     "freecp_d2/ops/soft_iou.py": ["tests/ops/test_soft_iou.py", *OPS],
 }
-"""Source file -> its tests."""
+"""Source file -> its tests, as pytest takes them."""
 DESELECTED = "not triton"
 """The parameters of tests/ops that run kernels in Triton's interpreter."""
 COPIED = ("freecp_d2", "tests", "configs", "projects", "train_net.py", "pyproject.toml")
@@ -317,7 +321,7 @@ def main(argv: list[str] | None = None) -> int:
         folder = Path(temporary)
         copy_of(root, folder)
         for file in dict.fromkeys(mutant.file for mutant in mutants):
-            tests = [test for test in TARGETS[file] if (folder / test).exists()]
+            tests = [test for test in TARGETS[file] if (folder / test.split("::")[0]).exists()]
             begin = time.monotonic()
             if run_tests(folder, tests, 600) != "passed":
                 print(f"{' '.join(tests)} fail without any mutant", file=sys.stderr)
