@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 import stat
 import threading
 from pathlib import Path
@@ -12,6 +13,7 @@ from safetensors.torch import save_file
 
 from freecp_d2.files import whole_file, write_whole
 
+ROOT = Path(__file__).parents[1]
 SIZE = 300_000
 
 
@@ -100,3 +102,11 @@ def test_file_and_folder_are_synced_and_the_file_before_its_name_changes(tmp_pat
     monkeypatch.setattr(os, "replace", record_replace)
     write_whole(tmp_path / "f", b"x")
     assert steps == ["file", "replace", "folder"]
+
+
+def test_no_other_code_replaces_files():
+    sources = [*(ROOT / "freecp_d2").rglob("*.py"), *(ROOT / "projects").rglob("*.py")]
+    assert len(sources) > 40
+    pattern = re.compile(r"\bos\.(replace|rename)\(|\bpart\.replace\(|shutil\.move|NamedTemporary")
+    others = [path.name for path in sources if pattern.search(path.read_text(encoding="utf-8"))]
+    assert others == ["files.py"]
