@@ -137,7 +137,11 @@ def test_class_scores_are_the_best_of_the_queries():
     ]
 
 
-@pytest.mark.parametrize("size", [(5, 6), (6, 5), (4, 4)])
-def test_refinement_wants_maps_of_the_images_size(size):
-    with pytest.raises(ValueError):
-        pamr(torch.zeros(1, 3, 5, 5), torch.zeros(1, 2, *size), 1, (1,))
+@pytest.mark.parametrize("size", [(5, 6), (6, 5), (4, 4), (5, 5)])
+def test_refined_maps_are_resampled_to_the_image_first(size):
+    image = torch.rand(1, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    maps = torch.rand(1, 2, *size, generator=torch.Generator().manual_seed(1))
+    larger = F.interpolate(maps, (5, 5), mode="bilinear", align_corners=True)
+    found = pamr(image, maps, 2, (1, 2))
+    torch.testing.assert_close(found, pamr(image, larger, 2, (1, 2)))
+    assert found.shape == (1, 2, 5, 5) and (found - larger).abs().max() > 1e-3
