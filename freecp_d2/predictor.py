@@ -509,7 +509,7 @@ def _words(vocabulary: Any) -> Vocabulary:
     if isinstance(vocabulary, Vocabulary):
         return vocabulary
     if isinstance(vocabulary, str | os.PathLike):
-        path = os.fspath(vocabulary)
+        path = os.path.expanduser(os.fspath(vocabulary))
         if not path.startswith(PACKAGED) and not os.path.isfile(path):
             raise FileNotFoundError(f"vocabulary {path!r}: {_no_vocabulary(vocabulary)}")
         return load_vocabulary(path)

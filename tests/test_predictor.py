@@ -222,10 +222,12 @@ def test_lists_and_generators(predictor, image):
     assert predictor([], WORDS) == []
 
 
-def test_vocabulary_of_a_file_and_of_the_config(predictor, tmp_path):
+def test_vocabulary_of_a_file_and_of_the_config(predictor, tmp_path, monkeypatch):
     file = tmp_path / "words.txt"
     file.write_text("sky\nlawn, meadow\n")
     assert predictor.prepare(file) == Vocabulary((("sky",), ("lawn", "meadow")))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert predictor.prepare("~/words.txt") == predictor.prepare(file)
     assert len(predictor.prepare().classes) == 41
 
 

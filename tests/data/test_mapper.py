@@ -4,6 +4,8 @@ import io
 import itertools
 import logging
 import struct
+import sys
+import types
 import warnings
 import zlib
 from pathlib import Path
@@ -18,6 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from freecp_d2 import add_freecp_config
+from freecp_d2.data import images
 from freecp_d2.data.images import load_label_map, read_image, resize_shortest_edge, to_pixels
 from freecp_d2.data.mapper import InferenceMapper
 
@@ -310,6 +313,62 @@ def test_decompression_bomb(tmp_path):
     with pytest.raises(Image.DecompressionBombError) as error:
         read_image(path)
     one_line(error, str(path))
+
+
+@pytest.mark.parametrize("name", ["a.heic", "a.jpg"])
+@pytest.mark.parametrize("brand", [b"heic", b"mif1"])
+def test_heic_is_named(tmp_path, monkeypatch, name, brand):
+    """By its content: telephones' files are often renamed."""
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    path = tmp_path / name
+    path.write_bytes(b"\0\0\0\x18ftyp" + brand + bytes(60))
+    with pytest.raises(ValueError, match="HEIC images need .*pip install pillow-heif") as error:
+        read_image(path)
+    one_line(error, str(path))
+
+
+def test_heic_is_read_by_its_package(monkeypatch):
+    called = []
+    package = types.ModuleType("pillow_heif")
+    package.register_heif_opener = lambda: called.append(True)
+    monkeypatch.setitem(sys.modules, "pillow_heif", package)
+    images.formats.cache_clear()
+    try:
+        assert "PNG" in images.formats() and images.formats() and called == [True]
+    finally:
+        images.formats.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n",
+        b"\0\0\1\xb3" + bytes(60),
+        b"\x89HDF\r\n\x1a\n" + bytes(60),
+    ],
+    ids=["EPS", "MPEG", "HDF5"],
+)
+def test_what_pillow_does_not_decode_itself_is_no_image(tmp_path, content):
+    """It would hand EPS to Ghostscript, which runs what is in it; the others it only knows."""
+    path = tmp_path / "image.png"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="not an image that Pillow knows") as error:
+        read_image(path)
+    one_line(error, str(path))
+    assert not {".eps", ".ps", ".mpg", ".h5", ".pdf"} & images.image_suffixes()
+    assert {".jpg", ".jpeg", ".png", ".tif", ".webp", ".bmp", ".mpo"} <= images.image_suffixes()
+
+
+@pytest.mark.parametrize("raised", [MemoryError(), OSError("out of memory error when reading")])
+def test_memory_that_runs_out_is_no_broken_file(pixels, save, monkeypatch, raised):
+    def fail(*_: object) -> None:
+        raise raised
+
+    path = save(Image.fromarray(pixels))
+    monkeypatch.setattr(Image.Image, "load", fail)
+    monkeypatch.setattr(images, "to_pixels", fail)
+    with pytest.raises(MemoryError, match="image.png"):
+        read_image(path)
 
 
 LABELS = np.array([[0, 1, 2, 3], [20, 150, 254, 255]])
