@@ -21,6 +21,7 @@ from freecp_d2.data.benchmarks.protocols import SAME
 from freecp_d2.meta_arch import patch_padding, windows_of
 from freecp_d2.purification import PurificationHead, stages
 from freecp_d2.purification.stages import to_host
+from freecp_d2.sliding_window import upsample_rows
 
 MEAN, STD = (122.771, 116.746, 104.094), (68.501, 66.632, 70.323)
 
@@ -534,6 +535,18 @@ def test_windows_are_as_published(height, width, window, stride):
     for w in windows:
         covered[w.rows, w.columns] += 1
     assert covered.min() >= 1
+
+
+@settings(deadline=None)
+@given(*[st.integers(1, 9)] * 2, *[st.integers(1, 25)] * 2, st.data())
+def test_rows_of_upsampled_maps_are_those_rows(height, width, rows, columns, data):
+    maps = torch.rand(2, height, width, generator=torch.Generator().manual_seed(height))
+    start = data.draw(st.integers(0, rows - 1))
+    part = slice(start, data.draw(st.integers(start + 1, rows)))
+    whole = F.interpolate(maps[None], (rows, columns), mode="bilinear", align_corners=False)[0]
+    found = upsample_rows(maps, (rows, columns), part)
+    torch.testing.assert_close(found, whole[:, part], atol=1e-6, rtol=1e-5)
+    assert upsample_rows(maps.to("meta"), (rows, columns), part).is_meta
 
 
 def test_windows_pixel_by_pixel():

@@ -89,6 +89,26 @@ def test_strips_change_nothing(monkeypatch):
         torch.testing.assert_close(scores_of(*arguments), whole, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize(("steps", "dilations"), [(1, (1,)), (2, (1, 2))])
+def test_strips_of_refined_maps_change_nothing(steps, dilations, monkeypatch):
+    """With rows above and below that a strip's halo does not reach."""
+    image = torch.rand(3, 30, 11, generator=torch.Generator().manual_seed(0))
+    similarity = torch.rand(3, 6, 7, generator=torch.Generator().manual_seed(1))
+    protocol = replace(SAME, pamr_steps=steps, pamr_dilations=dilations)
+    arguments = (similarity, image, torch.arange(3), 3, (30, 11), protocol, False)
+    (_, whole), *others = scores.base_scores(*arguments)
+    assert not others
+    sizes = []
+    monkeypatch.setattr(scores, "pamr", lambda *given: sizes.append(given[1].shape) or pamr(*given))
+    for values in (3 * 11, 3 * 11 * 4):
+        monkeypatch.setattr(scores, "STRIP_VALUES", values)
+        strips = [strip for _, strip in scores.base_scores(*arguments)]
+        assert len(strips) > 5
+        torch.testing.assert_close(torch.cat(strips, dim=1), whole, atol=1e-5, rtol=0)
+    # A map at a time, where a strip and its halo have more values than are to exist at once.
+    assert {shape[1] for shape in sizes[:30]} == {1}
+
+
 def test_a_tie_with_the_background_is_the_backgrounds():
     for channels in ([0, 1], [0, 0, 1, 2], [0, 1, 2, 0]):
         found = scores_of(torch.full((len(channels), 2, 3), 0.5), channels, SAME, True)
