@@ -3,7 +3,7 @@
     python docs/pictures.py                 # all of them, into docs/pictures; some minutes
     python docs/pictures.py gallery maps    # only these
 
-They show the synthetic scenes of freecp_d2.data.scenes and the small CLIP of projects/SceneCLIP, so
+They show the synthetic scenes of freecp_d2.data.scenes and the small CLIP beside them, so
 that nothing is downloaded. Run it from the repository's root.
 """
 

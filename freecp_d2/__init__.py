@@ -6,7 +6,7 @@ import os
 # Detectron2: only their own modules are imported there.
 if "FREECP_D2_PREPARE_WORKER" not in os.environ:
     from . import data, ops
-    from .config import add_freecp_config, load_config
+    from .config import add_freecp_config, get_config, list_configs, load_config
     from .meta_arch import FreeCP
     from .predictor import FreeCPPredictor, RemovedClass, Segmentation
 
@@ -17,6 +17,8 @@ __all__ = [
     "Segmentation",
     "add_freecp_config",
     "data",
+    "get_config",
+    "list_configs",
     "load_config",
     "ops",
 ]

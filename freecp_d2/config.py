@@ -1,6 +1,8 @@
 """Every config key of FreeCP, its default and its meaning."""
 
+import difflib
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +11,9 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 
 from .data.benchmarks.protocols import with_protocol
+
+CONFIGS: Path = Path(__file__).with_name("configs")
+"""The YAML files that the library ships; in a checkout the link to configs/."""
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +95,26 @@ def add_freecp_config(cfg: CfgNode) -> None:
     freecp.BACKGROUND_THRESHOLD = 0.5
 
 
-def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
+def list_configs() -> list[str]:
+    """The names that :func:`get_config` takes, such as "coco_stuff164k/clearclip", sorted."""
+    files = (file for file in CONFIGS.glob("*/*.yaml") if file.name != "base.yaml")
+    return sorted(file.relative_to(CONFIGS).with_suffix("").as_posix() for file in files)
+
+
+def get_config(name: str, opts: Sequence[str] = ()) -> CfgNode:
+    """The frozen config that the library ships under a name, wherever it is called from.
+
+    Args:
+        name: one of :func:`list_configs`.
+        opts: as :func:`load_config` takes them; errors are those, too.
+
+    Raises:
+        FileNotFoundError: there is no such name.
+    """
+    return load_config(_shipped(name), opts)
+
+
+def load_config(config_file: str | os.PathLike, opts: Sequence[str] = ()) -> CfgNode:
     """The frozen config of a command line, on the CPU where it asks for CUDA and there is none.
 
     The protocol of a base method alone is written into it
@@ -100,19 +124,35 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     `merge_from_file` would build whatever Python object a YAML tag names.
 
     Args:
+        config_file: a YAML file, which ends in .yaml or .yml; or a name of :func:`list_configs`.
         opts: KEY VALUE pairs that override the file.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: there is no such file or name.
         ValueError: it is no config, or a pair is none; or MODEL.WEIGHTS is set; see also
             :func:`choose_device`.
     """
-    if not Path(config_file).is_file():
+    file = Path(config_file)
+    if file.suffix not in (".yaml", ".yml"):
+        file = _shipped(os.fspath(config_file))
+    if not file.is_file():
         raise FileNotFoundError(f"config {config_file}: no such file; check the path")
     cfg = get_cfg()
     add_freecp_config(cfg)
-    merge_safely(cfg, config_file)
+    merge_safely(cfg, str(file))
     return finished_config(cfg, opts)
+
+
+def _shipped(name: str) -> Path:
+    file = CONFIGS / f"{name}.yaml"
+    if not file.is_file():
+        known = list_configs()
+        raise FileNotFoundError(
+            f"config {name!r}: no such name; choose one of "
+            f"{', '.join(difflib.get_close_matches(name, known) or known)}, or the path of a file "
+            "that ends in .yaml"
+        )
+    return file
 
 
 def merge_safely(cfg: CfgNode, config_file: str) -> None:

@@ -1,4 +1,4 @@
-"""Files that appear complete or not at all."""
+"""The package's own files, and files that appear complete or not at all."""
 
 import os
 import tempfile
@@ -6,6 +6,17 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+PACKAGED: str = "freecp_d2://"
+"""A path that begins so is one of this package's files, under freecp_d2/data."""
+
+
+def local_path(path: str | Path) -> Path:
+    """Where a file is on this machine: `path` itself, or what :data:`PACKAGED` means."""
+    name = str(path)
+    if name.startswith(PACKAGED):
+        return Path(__file__).parent / "data" / name.removeprefix(PACKAGED)
+    return Path(path)
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -1,7 +1,6 @@
 """Segment one's own images into one's own words: FreeCP without a data set."""
 
 import copy
-import difflib
 import os
 import threading
 from collections import OrderedDict
@@ -26,12 +25,11 @@ from .config import finished_config, load_config
 from .data import Vocabulary, load_vocabulary, normalized_name
 from .data.images import read_image, resize_shortest_edge, to_pixels
 from .data.mapper import InferenceMapper
-from .data.vocabulary import PACKAGED
+from .files import PACKAGED
 from .fonts import set_fonts
 from .meta_arch import EncodedImages, FreeCP, configured_vocabulary
 from .sliding_window import WindowMean, upsample
 
-ROOT = Path(__file__).resolve().parents[1]
 CACHED_VOCABULARIES = 32
 """How many vocabularies' text features a predictor keeps."""
 FILE_SUFFIXES = ".txt .json .csv .tsv .yaml .yml .names .lst .list .py .md".split()
@@ -147,9 +145,8 @@ class FreeCPPredictor:
     state. Several threads may use one predictor and its `base`; they take turns.
 
     Args:
-        config: a config of :func:`freecp_d2.load_config`; a YAML file; or the name of a file in
-            configs/ without suffix, as "scenes/clearclip". Files that a named config names are
-            looked for in this repository, whatever the current folder is.
+        config: a config of :func:`freecp_d2.load_config`, or what that function takes: a YAML
+            file, or a name of :func:`freecp_d2.list_configs` such as "scenes/clearclip".
         opts: KEY, VALUE, ... that override it.
 
     Raises:
@@ -158,7 +155,8 @@ class FreeCPPredictor:
     """
 
     def __init__(self, config: CfgNode | str | os.PathLike, opts: Sequence[str] = ()):
-        cfg = _config(config, opts)
+        own = isinstance(config, CfgNode)
+        cfg = finished_config(config, opts) if own else load_config(config, opts)
         self.cfg = cfg
         with torch.random.fork_rng(devices=[]):  # open_clip draws weights before it loads others
             arguments = FreeCP.from_config(cfg, _UNUSED)
@@ -463,46 +461,6 @@ class _Model(FreeCP):
         if isinstance(self.tokenizer, SimpleTokenizer):  # it keeps the pieces of every word
             pieces = self.tokenizer.cache.items()
             self.tokenizer.cache = {word: own for word, own in pieces if word == own}
-
-
-def _config(config: CfgNode | str | os.PathLike, opts: Sequence[str]) -> CfgNode:
-    if isinstance(config, CfgNode):
-        return finished_config(config, opts)
-    name = os.fspath(config)
-    named = not name.endswith((".yaml", ".yml"))
-    cfg = load_config(str(_named_config(name)) if named else name, opts)
-    if named:
-        cfg.defrost()
-        _find_files(cfg)
-        cfg.freeze()
-    return cfg
-
-
-def _named_config(name: str) -> Path:
-    folder = ROOT / "configs"
-    file = folder / f"{name}.yaml"
-    if not file.is_file():
-        known = [p.relative_to(folder).with_suffix("").as_posix() for p in folder.rglob("*.yaml")]
-        known = sorted(other for other in known if not other.endswith("base"))
-        close = difflib.get_close_matches(name, known) or known
-        raise FileNotFoundError(
-            f"config {name!r}: there is no {file}; choose "
-            + (f"one of {', '.join(close)}, or " if close else "")
-            + "the path of a YAML file"
-        )
-    return file
-
-
-def _find_files(cfg: CfgNode) -> None:
-    """Make a named config's files absolute, where they are in the repository."""
-    for node, key in (
-        (cfg.MODEL.CLIP, "NAME"),
-        (cfg.MODEL.CLIP, "PRETRAINED"),
-        (cfg.MODEL.FREECP, "DESCRIPTIONS"),
-        (cfg.MODEL.FREECP, "VOCABULARY"),
-    ):
-        if node[key] and not Path(node[key]).is_file() and (ROOT / node[key]).is_file():
-            node[key] = str(ROOT / node[key])
 
 
 def _words(vocabulary: Any) -> Vocabulary:

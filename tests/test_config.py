@@ -18,8 +18,16 @@ from detectron2.modeling import build_model
 from open_clip.transformer import QuickGELU
 from safetensors.torch import save_file
 
-from freecp_d2 import FreeCP, FreeCPPredictor, add_freecp_config, load_config
+from freecp_d2 import (
+    FreeCP,
+    FreeCPPredictor,
+    add_freecp_config,
+    get_config,
+    list_configs,
+    load_config,
+)
 from freecp_d2.data.mapper import InferenceMapper
+from freecp_d2.files import PACKAGED, local_path
 
 ROOT = Path(__file__).parents[1]
 
@@ -146,10 +154,37 @@ def plain(tmp_path) -> str:
     return str(file)
 
 
-def test_no_such_file(tmp_path):
-    for path in (tmp_path / "nowhere.yaml", tmp_path):
-        with pytest.raises(FileNotFoundError, match="no such file"):
-            load_config(str(path))
+def test_no_such_file_or_name(tmp_path):
+    (tmp_path / "folder.yaml").mkdir()
+    for path in (tmp_path / "nowhere.yaml", tmp_path / "folder.yaml"):
+        for given in (path, str(path)):
+            with pytest.raises(FileNotFoundError, match=r"\.yaml: no such file; check the path"):
+                load_config(given)
+    close = r"config 'scenes/clearclap': no such name; choose one of scenes/clearclip, .*\.yaml$"
+    for load in (load_config, get_config):
+        with pytest.raises(FileNotFoundError, match=close):
+            load("scenes/clearclap")
+        with pytest.raises(FileNotFoundError, match="one of ade20k/clearclip, .*voc21/sclip"):
+            load(str(tmp_path))
+
+
+def test_configs_by_name(tmp_path, monkeypatch):
+    """Everything in configs/ but the bases, from any folder, and what it names is found there."""
+    monkeypatch.chdir(tmp_path)
+    files = [*ROOT.glob("configs/*/*.yaml")]
+    names = {f"{file.parent.name}/{file.stem}" for file in files if file.stem != "base"}
+    assert list_configs() == sorted(names) and len(names) > 80
+    for name in ("coco_stuff164k/clearclip", "scenes/gem", "clip/naclip"):
+        opts = ["MODEL.FREECP.BATCH_SIZE", "3"]
+        cfg = get_config(name, opts)
+        assert cfg == load_config(ROOT / f"configs/{name}.yaml", opts) == load_config(name, opts)
+        assert cfg.is_frozen() and cfg.MODEL.FREECP.BATCH_SIZE == 3
+    for name in list_configs():
+        cfg = get_config(name)
+        clip, freecp = cfg.MODEL.CLIP, cfg.MODEL.FREECP
+        named = [clip.NAME, clip.PRETRAINED, freecp.DESCRIPTIONS, freecp.VOCABULARY]
+        for path in (path for path in named if "/" in path):
+            assert path.startswith(PACKAGED) and local_path(path).is_file(), (name, path)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from pycocotools import mask as rle
 from freecp_d2.data.benchmarks import BENCHMARKS
 
 ROOT = Path(__file__).parents[1]
-SCENE_CLIP = ROOT / "projects" / "SceneCLIP"
+SCENE_CLIP = "freecp_d2://scenes/scene_clip"
 PUBLISHED = {  # clearclip + FreeCP
     "coco_stuff164k": ("COCO-Stuff 164K", 26.1),
     "coco_object": ("COCO-Object", 36.9),
@@ -83,8 +83,8 @@ def test_from_the_official_folder_to_the_report(name, write_official, tmp_path):
     config = f"configs/{name}/clearclip.yaml"
     printed = run(
         *(tmp_path, "train_net.py", "--eval-only", "--config-file", config, "--coco-predictions"),
-        *("MODEL.CLIP.NAME", SCENE_CLIP / "scene_clip.json"),
-        *("MODEL.CLIP.PRETRAINED", SCENE_CLIP / "scene_clip.safetensors"),
+        *("MODEL.CLIP.NAME", f"{SCENE_CLIP}.json"),
+        *("MODEL.CLIP.PRETRAINED", f"{SCENE_CLIP}.safetensors"),
         *("MODEL.CLIP.TEXT_CACHE", "", "MODEL.DEVICE", "cpu", "OUTPUT_DIR", output),
         *("INPUT.MIN_SIZE_TEST", 128, "MODEL.FREECP.WINDOW", 96, "MODEL.FREECP.STRIDE", 48),
     )

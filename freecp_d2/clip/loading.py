@@ -15,6 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ..files import local_path
+
 PRECISIONS: dict[str, torch.dtype] = {
     "fp32": torch.float32,
     "fp16": torch.float16,
@@ -53,6 +55,8 @@ def load_clip(
             them: matrix weights are converted, LayerNorms and embeddings stay float32.
         device: where the model goes.
 
+    Both paths may begin with :data:`freecp_d2.files.PACKAGED`.
+
     Raises:
         FileNotFoundError: a config or weights that do not exist, or cannot be downloaded.
         ValueError: an unknown name, tag or precision; a config that is no CLIP's; weights that are
@@ -61,7 +65,7 @@ def load_clip(
     """
     device = torch.device(device)
     dtype = _dtype(precision, device)
-    config = _config_of_file(Path(name)) if name.endswith(".json") else _config_of_name(name)
+    config = _config_of_file(local_path(name)) if name.endswith(".json") else _config_of_name(name)
     _require_own_towers(name, config)
     path, quick_gelu = _weights(name, pretrained)
     if quick_gelu:
@@ -137,7 +141,7 @@ def _weights(name: str, pretrained: str) -> tuple[Path, bool]:
         raise ValueError(
             "MODEL.CLIP.PRETRAINED is empty; give an open_clip tag or the path of a state dict"
         )
-    path = Path(pretrained)
+    path = local_path(pretrained)
     if path.suffix in WEIGHT_SUFFIXES:
         if not path.is_file():
             raise FileNotFoundError(

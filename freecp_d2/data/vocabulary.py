@@ -14,8 +14,7 @@ from typing import Any
 from detectron2.data.catalog import Metadata
 from ftfy.fixes import fix_surrogates
 
-PACKAGED: str = "freecp_d2://"
-"""A path that begins so is one of this package's files, under freecp_d2/data."""
+from ..files import PACKAGED, local_path
 
 _PLACEHOLDER = "invalid_class_id"  # what files with numbers call an id that is no class
 _NUMBERED = re.compile(r"(\d+)\s*:\s*(.*)")
@@ -94,7 +93,7 @@ class Vocabulary:
 def load_vocabulary(path: str | Path) -> Vocabulary:
     """The vocabulary of a file (MODEL.FREECP.VOCABULARY), UTF-8.
 
-    `path` may begin with :data:`PACKAGED`: "freecp_d2://benchmarks/curated/voc20.json".
+    `path` may begin with :data:`freecp_d2.files.PACKAGED`: "freecp_d2://benchmarks/curated/voc20.json".
 
     `.json`: a list whose entries are a name or a list of names, one a class; or such a list as
     "classes" and a list of names as "background" of an object.
@@ -116,7 +115,7 @@ def load_vocabulary(path: str | Path) -> Vocabulary:
         ValueError: it is malformed, holds no valid vocabulary, or is YAML or of another format; the
             line or entry is named, counted from 1.
     """
-    path = _local(path)
+    path = local_path(path)
     text = _read(path, "MODEL.FREECP.VOCABULARY")
     try:
         if path.suffix.lower() == ".json":
@@ -138,7 +137,7 @@ def load_descriptions(path: str | Path) -> dict[str, list[str]]:
     entry, whose very list it then gets. `.py`: one dict literal of such entries, with or without a
     name, as the published descriptions are; it is parsed and never run. As in Python, the last of
     several entries of one name counts, which a warning says, and names may differ in spaces alone;
-    sentences without text are left out. `path` may begin with :data:`PACKAGED`.
+    sentences without text are left out. `path` may begin with :data:`freecp_d2.files.PACKAGED`.
 
     A class with an empty list has no descriptions: it takes its template features, and
     :func:`freecp_d2.clip.text.description_features` warns. The two halves of a surrogate pair,
@@ -151,7 +150,7 @@ def load_descriptions(path: str | Path) -> dict[str, list[str]]:
             differ in nothing that :func:`normalized_name` keeps, or a string names no entry with a
             list; the class or line is named.
     """
-    path = _local(path)
+    path = local_path(path)
     text = _read(path, "MODEL.FREECP.DESCRIPTIONS")
     try:
         if path.suffix.lower() == ".py":
@@ -218,13 +217,6 @@ def dataset_vocabulary(metadata: Metadata) -> Vocabulary:
     for how in _repeated(words):
         logger.warning("data set %r: %s", metadata.name, how)
     return words
-
-
-def _local(path: str | Path) -> Path:
-    name = str(path)
-    if name.startswith(PACKAGED):
-        return Path(__file__).parent / name.removeprefix(PACKAGED)
-    return Path(path)
 
 
 def _as_written(pairs: Sequence[tuple[str, Any]], path: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from ..data import load_vocabulary
 from ..data.benchmarks.catalog import vocabulary_of
 from ..data.benchmarks.layout import BENCHMARKS
 from ..data.benchmarks.protocols import PAPER
-from ..data.vocabulary import PACKAGED
+from ..files import PACKAGED
 from .facts import hash_of_words
 from .results import load_results, method_of, printable
 

@@ -811,7 +811,7 @@ def build_page(studio: Studio, folder: Path) -> Page:
     """The page; its example pictures are drawn into `folder`."""
     cfg = studio.predictor.cfg
     freecp, method = cfg.MODEL.FREECP, cfg.MODEL.CLIP.METHOD
-    scene_clip = "SceneCLIP" in cfg.MODEL.CLIP.PRETRAINED
+    scene_clip = "scene_clip" in cfg.MODEL.CLIP.PRETRAINED
     sides = SIDES.format(method=html.escape(method))
 
     def show(answer: Answer) -> tuple[Any, ...]:

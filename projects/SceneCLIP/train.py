@@ -14,8 +14,8 @@ the other half of the image is wrong: this keeps the patch features local.
 
     python projects/SceneCLIP/train.py
 
-The weights go to output/sceneclip; --output projects/SceneCLIP/scene_clip.safetensors replaces the
-committed ones.
+The weights go to output/sceneclip; --output freecp_d2/data/scenes/scene_clip.safetensors
+replaces the committed ones.
 """
 
 import argparse
@@ -38,14 +38,15 @@ from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-HERE = Path(__file__).resolve().parent
-DEFAULT_OUTPUT = HERE.parents[1] / "output" / "sceneclip" / "scene_clip.safetensors"
-sys.path.insert(0, str(HERE.parents[1]))
+ROOT = Path(__file__).resolve().parents[2]
+DEFAULT_OUTPUT = ROOT / "output" / "sceneclip" / "scene_clip.safetensors"
+sys.path.insert(0, str(ROOT))
 
 from freecp_d2.clip import base_methods  # noqa: E402
 from freecp_d2.data.scenes import CLASSES, DESCRIPTIONS, draw_scene  # noqa: E402
-from freecp_d2.files import whole_file  # noqa: E402
+from freecp_d2.files import local_path, whole_file  # noqa: E402
 
+CONFIG = local_path("freecp_d2://scenes/scene_clip.json")
 TRAIN_SEED = 1_000_000
 HELD_OUT_SEED = 900_000
 MEAN = (122.771, 116.746, 104.094)
@@ -62,7 +63,7 @@ log = logging.getLogger("sceneclip")
 
 def build_model() -> open_clip.CLIP:
     """The untrained model of scene_clip.json."""
-    return open_clip.CLIP(**json.loads((HERE / "scene_clip.json").read_text()))
+    return open_clip.CLIP(**json.loads(CONFIG.read_text()))
 
 
 # ---------------------------------------------------------------------------------------- scenes

@@ -319,8 +319,8 @@ def measure_image(sizes: Sizes, quick: bool, device: torch.device) -> dict:
 
     overrides = {
         "MODEL.DEVICE": str(device),
-        "MODEL.CLIP.NAME": str(ROOT / "projects/SceneCLIP/scene_clip.json"),
-        "MODEL.CLIP.PRETRAINED": str(ROOT / "projects/SceneCLIP/scene_clip.safetensors"),
+        "MODEL.CLIP.NAME": "freecp_d2://scenes/scene_clip.json",
+        "MODEL.CLIP.PRETRAINED": "freecp_d2://scenes/scene_clip.safetensors",
         "MODEL.CLIP.PRECISION": "fp32",
         "MODEL.CLIP.TEXT_CACHE": "",
         "MODEL.FREECP.WINDOW": sizes.window,

@@ -23,7 +23,7 @@ from freecp_d2.clip.text import encode_sentences
 from freecp_d2.data.scenes import CLASSES, draw_scene
 
 ROOT = Path(__file__).resolve().parents[2]
-SCENE_CLIP = ROOT / "projects" / "SceneCLIP" / "scene_clip"
+SCENE_CLIP = ROOT / "freecp_d2" / "data" / "scenes" / "scene_clip"
 METHOD = "clearclip"
 MEAN, STD = (122.771, 116.746, 104.094), (68.501, 66.632, 70.323)
 ADJECTIVES = (

@@ -14,7 +14,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 PROJECT = "projects/CamVid"
-CLIP = "projects/SceneCLIP/scene_clip"
+CLIP = "freecp_d2://scenes/scene_clip"
 CONTENT = {
     "classes": ["sky", "road", "lawn"],
     "descriptions": {"sky": ["The open sky above the roofs."], "road": ["Grey asphalt."]},

@@ -48,9 +48,8 @@ plug = load("plug_and_play")
 
 @pytest.fixture(scope="module")
 def scene_clip():
-    folder = ROOT / "projects" / "SceneCLIP"
-    weights = str(folder / "scene_clip.safetensors")
-    return load_clip(str(folder / "scene_clip.json"), weights, "fp32")
+    name = "freecp_d2://scenes/scene_clip"
+    return load_clip(f"{name}.json", f"{name}.safetensors", "fp32")
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from freecp_d2.data.scenes import CLASSES, VAL_SEEDS
+from freecp_d2.files import local_path
 
 PROJECT = Path(__file__).parents[2] / "projects" / "SceneCLIP"
 
@@ -156,7 +157,7 @@ def test_views_show_the_asked_share_of_a_scene(script):
 
 
 def test_committed_weights_fit_the_model_and_the_size_limit(script):
-    path = PROJECT / "scene_clip.safetensors"
+    path = local_path("freecp_d2://scenes/scene_clip.safetensors")
     assert path.stat().st_size <= 15 * 2**20
     state = load_file(path)
     assert all(tensor.dtype == torch.float16 for tensor in state.values())

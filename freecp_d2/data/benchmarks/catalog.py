@@ -6,7 +6,8 @@ from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ..vocabulary import PACKAGED, Vocabulary, load_vocabulary
+from ...files import PACKAGED
+from ..vocabulary import Vocabulary, load_vocabulary
 from .files import (
     datasets_root,
     file_names,
