@@ -1,4 +1,4 @@
-"""web.py: the model behind the page, and the page in a real browser."""
+"""The web page: the model behind it, and the page in a real browser."""
 
 import asyncio
 import gc
@@ -24,10 +24,16 @@ import pytest
 from PIL import Image
 
 from freecp_d2 import FreeCPPredictor
+from freecp_d2.cli import web
 from freecp_d2.data.scenes import draw_scene
 
+FOLDER = web.private_gradio()
 pytest.importorskip("gradio", reason="web.py needs gradio: pip install 'freecp_d2[web]'")
 httpx = pytest.importorskip("httpx")  # which gradio brings
+
+import freecp_d2.cli.web.page  # noqa: E402  (after private_gradio)
+from freecp_d2.cli.web.sessions import SessionStore  # noqa: E402
+
 DEMO = Path(__file__).parents[2] / "projects" / "Demo"
 WORDS = ["sky", "lawn", "meadow", "road", "mushroom", "tree", "snow"]
 TIMEOUT = 60_000
@@ -41,7 +47,7 @@ def load(name):
     return module
 
 
-web, screenshot = load("web"), load("screenshot")
+screenshot = load("screenshot")
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +71,11 @@ def save_scene(folder, seed):
 
 
 def test_thresholds_change_the_answer_without_encoding(predictor, encoder_calls, tmp_path):
-    studio, path = web.Studio(predictor), save_scene(tmp_path, 87)
-    first = studio.run("a", path, WORDS, False, 0.05, 0.9)
+    store, path = SessionStore(predictor), save_scene(tmp_path, 87)
+    first = store.segment("a", path, WORDS, False, 0.05, 0.9)
     assert encoder_calls
     encoder_calls.clear()
-    strict = studio.again("a", False, 0.3, 0.9)
+    strict = store.segment_again("a", False, 0.3, 0.9)
     assert not encoder_calls and strict.encode_seconds is None
     assert len(strict.purified.removed) > len(first.purified.removed)
     redundant = {e.name for e in strict.purified.removed if e.stage == "redundancy"}
@@ -88,34 +94,36 @@ def test_other_words_or_the_same_picture_are_not_encoded_for_freecp_again(
     encoded = []
     encode = predictor.encode
     monkeypatch.setattr(predictor, "encode", lambda image: encoded.append(1) or encode(image))
-    studio, path = web.Studio(predictor), save_scene(tmp_path, 87)
-    studio.run("a", path, WORDS, False, 0.05, 0.9)
-    answer = studio.run("a", path, WORDS[:3], False, 0.05, 0.9)
+    store, path = SessionStore(predictor), save_scene(tmp_path, 87)
+    store.segment("a", path, WORDS, False, 0.05, 0.9)
+    answer = store.segment("a", path, WORDS[:3], False, 0.05, 0.9)
     assert answer.purified.class_names == tuple(WORDS[:3]) and len(encoded) == 1
     Path(path).unlink()
-    assert studio.again("a", True, 0.05, 0.9).purified.class_names[0] == "background"
+    assert store.segment_again("a", True, 0.05, 0.9).purified.class_names[0] == "background"
     assert len(encoded) == 1
 
 
 def test_sessions_see_their_own_picture_and_memory_is_bounded(predictor, tmp_path):
     paths = {name: save_scene(tmp_path, seed) for name, seed in zip("abc", (1, 2, 3), strict=True)}
-    studio = web.Studio(predictor, cache_bytes=1)
+    store = SessionStore(predictor, cache_bytes=1)
     with ThreadPoolExecutor(3) as pool:
-        futures = {s: pool.submit(studio.run, s, p, WORDS, False, 0, 1) for s, p in paths.items()}
+        futures = {
+            s: pool.submit(store.segment, s, p, WORDS, False, 0, 1) for s, p in paths.items()
+        }
     for name, seed in zip("abc", (1, 2, 3), strict=True):
         assert (futures[name].result().purified.image == draw_scene(seed).image).all()
-    kept = [name for name, sitting in studio.sittings.items() if sitting.encoded is not None]
-    assert kept == list(studio.sittings)[-1:] and len(kept) == 1
+    kept = [name for name, session in store.sessions.items() if session.encoded is not None]
+    assert kept == list(store.sessions)[-1:] and len(kept) == 1
 
     evicted = next(name for name in "abc" if name not in kept)
-    answer = studio.again(evicted, False, 0, 1)  # encoded anew, from its file
+    answer = store.segment_again(evicted, False, 0, 1)  # encoded anew, from its file
     assert (answer.purified.label_map == futures[evicted].result().purified.label_map).all()
     Path(paths[kept[0]]).unlink()
     with pytest.raises(ValueError, match="deleted"):
-        studio.again(kept[0], False, 0, 1)
-    assert studio.again("nobody", False, 0, 1) is None
-    studio.forget(evicted)
-    assert evicted not in studio.sittings
+        store.segment_again(kept[0], False, 0, 1)
+    assert store.segment_again("nobody", False, 0, 1) is None
+    store.forget(evicted)
+    assert evicted not in store.sessions
 
 
 def test_pictures_are_checked_before_they_are_decoded(tmp_path, monkeypatch):
@@ -130,8 +138,8 @@ def test_pictures_are_checked_before_they_are_decoded(tmp_path, monkeypatch):
     tiff = save("picture.tiff", (8, 8))
     heavy = tmp_path / "heavy.png"
     with heavy.open("wb") as file:
-        file.truncate(web.MAX_BYTES + 1)
-    monkeypatch.setattr(web, "read_image", lambda path: pytest.fail("it was decoded"))
+        file.truncate(web.inputs.MAX_BYTES + 1)
+    monkeypatch.setattr(web.inputs, "read_image", lambda path: pytest.fail("it was decoded"))
     for path, words in (
         (large, "too many pixels"),
         (bomb, "too many pixels"),
@@ -141,22 +149,23 @@ def test_pictures_are_checked_before_they_are_decoded(tmp_path, monkeypatch):
         (tmp_path / "gone.png", "deleted"),
     ):
         with pytest.raises(ValueError, match=words) as error:
-            web.load_picture(path)
+            web.inputs.load_picture(path)
         assert str(tmp_path) not in str(error.value)
     monkeypatch.undo()
 
     half = save("half.png", (64, 64))
     half.write_bytes(half.read_bytes()[:80])
     with pytest.raises(ValueError, match=r"^half.png: not a readable image"):
-        web.load_picture(half)
-    assert web.load_picture(save("long.jpg", (3000, 2))).shape == (1, web.MAX_SIDE, 3)
-    height, width, _ = web.load_picture(save("square.jpg", (1500, 1200))).shape
-    assert 0.99 * web.MAX_AREA < height * width <= web.MAX_AREA and height < width < web.MAX_SIDE
-    assert web.load_picture(save("small.jpg", (1024, 576))).shape == (576, 1024, 3)
+        web.inputs.load_picture(half)
+    side, area = web.inputs.MAX_SIDE, web.inputs.MAX_AREA
+    assert web.inputs.load_picture(save("long.jpg", (3000, 2))).shape == (1, side, 3)
+    height, width, _ = web.inputs.load_picture(save("square.jpg", (1500, 1200))).shape
+    assert 0.99 * area < height * width <= area and height < width < side
+    assert web.inputs.load_picture(save("small.jpg", (1024, 576))).shape == (576, 1024, 3)
 
 
 def test_classes_are_separated_by_commas_and_lines():
-    assert web.parse_classes(" sky, road,\n\ntree ,, traffic light\r\n") == [
+    assert web.inputs.parse_classes(" sky, road,\n\ntree ,, traffic light\r\n") == [
         "sky",
         "road",
         "tree",
@@ -168,49 +177,76 @@ def test_classes_are_separated_by_commas_and_lines():
         ("sky," + "x" * 81, "81 characters"),
     ):
         with pytest.raises(ValueError, match=words):
-            web.parse_classes(text)
+            web.inputs.parse_classes(text)
 
 
 def test_names_are_text_and_never_markup(predictor):
     names = ["<b>sky</b>", "$x_2$ & ${1}", "road", "w" * 80]
     encoded = predictor.encode(np.zeros((64, 64, 3), np.uint8))
     segmentation = predictor.segment(encoded, names, redundancy_threshold=0.0)
-    answer = web.Answer(predictor.base(encoded.image, names), segmentation, 0.0, None, 0.0)
-    for shown in (web.legend(answer), web.chart(answer)):
+    answer = web.sessions.Answer(predictor.base(encoded.image, names), segmentation, 0.0, None, 0.0)
+    for shown in (web.views.legend(answer), web.views.chart(answer)):
         assert "<b>" not in shown and "&lt;b&gt;sky" in shown and "$x_2$ &amp; ${1}" in shown
-    assert web.INK not in web.chart(answer) and "currentColor" in web.chart(answer)
-    width, height = web.picture_of(answer.base).size
-    assert min(width, height) >= web.MIN_SHOWN
+    chart = web.views.chart(answer)
+    assert web.views.INK not in chart and "currentColor" in chart
+    width, height = web.views.picture_of(answer.base).size
+    assert min(width, height) >= web.views.MIN_SHOWN
 
 
 LARGEST_REQUEST = """
-import importlib.util, resource, sys
+import resource, sys
 import numpy as np
 from PIL import Image
 import freecp_d2.meta_arch
 from freecp_d2 import FreeCPPredictor
+from freecp_d2.cli.web import inputs, page, sessions, views
 
 freecp_d2.meta_arch.template_sentences = lambda names: [[name] for name in names]  # for speed
-spec = importlib.util.spec_from_file_location("web", sys.argv[1])
-web = sys.modules["web"] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(web)
 noise = np.random.default_rng(0).integers(0, 256, (2000, 2000, 3), np.uint8)
-Image.fromarray(noise).save(f"{web.FOLDER}/noise.png")
+Image.fromarray(noise).save(sys.argv[1])
 opts = ["MODEL.CLIP.TEXT_CACHE", "", "MODEL.FREECP.STRIDE", "224", "MODEL.DEVICE", "cpu"]
-studio = web.Studio(FreeCPPredictor("scenes/clearclip", opts))
-names = [f"thing {i}" for i in range(web.MAX_CLASSES)]
-answer = studio.run("a", f"{web.FOLDER}/noise.png", names, True, 0, 1)
-pictures = web.picture_of(answer.base), web.picture_of(answer.purified)
+store = sessions.SessionStore(FreeCPPredictor("scenes/clearclip", opts))
+names = [f"thing {i}" for i in range(inputs.MAX_CLASSES)]
+answer = store.segment("a", sys.argv[1], names, True, 0, 1)
+pictures = views.picture_of(answer.base), views.picture_of(answer.purified)
 assert len(answer.purified.removed) < 100, "few classes were to be merged"
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 """
 
 
-def test_the_largest_request_stays_under_three_gigabytes():
-    command = [sys.executable, "-c", LARGEST_REQUEST, str(DEMO / "web.py")]
+def test_the_largest_request_stays_under_three_gigabytes(tmp_path):
+    command = [sys.executable, "-c", LARGEST_REQUEST, str(tmp_path / "noise.png")]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert ended.returncode == 0, ended.stderr
     assert 1 < float(ended.stdout.split()[-1]) < 3
+
+
+IMPORTS = """
+import os, sys
+import freecp_d2.cli.web
+assert "gradio" not in sys.modules
+from freecp_d2.cli.web import page
+print([name for name in os.environ if name.startswith(("GRADIO", "HF_"))])
+"""
+
+
+def test_imports_change_neither_the_environment_nor_the_disk(tmp_path):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("GRADIO", "HF_"))}
+    ended = subprocess.run(
+        [sys.executable, "-c", IMPORTS],
+        env={**environment, "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.strip() == "[]" and not list(tmp_path.iterdir())
+
+
+def test_a_missing_gradio_is_said(monkeypatch):
+    monkeypatch.setattr(web, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match=r"^freecp web: .*pip install 'freecp_d2\[web\]'$"):
+        web.main([], "freecp web")
 
 
 # ------------------------------------------------------------------------------------ by raw HTTP
@@ -269,11 +305,11 @@ class Client:
 @pytest.fixture(scope="module")
 def site(predictor):
     """The address of a page, and the page."""
-    page = web.build_page(web.Studio(predictor), Path(web.FOLDER))
+    page = web.page.build_page(SessionStore(predictor), FOLDER)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    web.serve(page, "127.0.0.1", port, ["demo.example"])
+    web.page.serve(page, "127.0.0.1", port, ["demo.example"])
     yield f"http://127.0.0.1:{port}", page
     page.close(verbose=False)
 
@@ -313,47 +349,46 @@ def test_uploads_and_examples_are_segmented_by_raw_requests(client, tmp_path):
 
 
 def test_only_uploads_are_opened(client, site, tmp_path, monkeypatch, no_traceback):
-    folder = Path(web.FOLDER)
     outside = save_scene(tmp_path, 42)
     upload = client.upload(save_scene(tmp_path, 1))
     (tmp_path / "linked").mkdir()
-    (folder / "folder_out").symlink_to(tmp_path)
-    (folder / "link.png").symlink_to(outside)
-    (folder / "dangling.png").symlink_to(tmp_path / "nothing.png")
-    (folder / "loop.png").symlink_to(folder / "loop.png")
-    os.link(outside, folder / "hard.png")
-    os.mkfifo(folder / "fifo.png")
+    (FOLDER / "folder_out").symlink_to(tmp_path)
+    (FOLDER / "link.png").symlink_to(outside)
+    (FOLDER / "dangling.png").symlink_to(tmp_path / "nothing.png")
+    (FOLDER / "loop.png").symlink_to(FOLDER / "loop.png")
+    os.link(outside, FOLDER / "hard.png")
+    os.mkfifo(FOLDER / "fifo.png")
     os.mkfifo(tmp_path / "fifo.png")
-    sibling = Path(f"{folder}_more")
+    sibling = Path(f"{FOLDER}_more")
     sibling.mkdir()
     shutil.copy(outside, sibling / "scene.png")
     up = "/".join([".."] * 12)
     opened = []
-    monkeypatch.setattr(web, "read_image", opened.append)
+    monkeypatch.setattr(web.inputs, "read_image", opened.append)
     try:
         paths = [
             outside,
             str(tmp_path / "nothing.png"),
-            f"{folder}/{up}{outside}",
-            f"{folder}/x/{up}{outside}",
+            f"{FOLDER}/{up}{outside}",
+            f"{FOLDER}/x/{up}{outside}",
             f"{Path(upload).parent}/{up}{tmp_path}/nothing.png",
-            f"{folder}/../{sibling.name}/scene.png",
+            f"{FOLDER}/../{sibling.name}/scene.png",
             str(sibling / "scene.png"),
             os.path.relpath(outside),
-            f"{folder}/link.png",
-            f"{folder}/folder_out/{Path(outside).name}",
-            f"{folder}/folder_out/nothing.png",
-            f"{folder}/dangling.png",
-            f"{folder}/loop.png",
-            f"{folder}/hard.png",
-            f"{folder}/fifo.png",
+            f"{FOLDER}/link.png",
+            f"{FOLDER}/folder_out/{Path(outside).name}",
+            f"{FOLDER}/folder_out/nothing.png",
+            f"{FOLDER}/dangling.png",
+            f"{FOLDER}/loop.png",
+            f"{FOLDER}/hard.png",
+            f"{FOLDER}/fifo.png",
             str(tmp_path / "fifo.png"),
             "/dev/zero",
             "/dev/stdin",
             "/proc/self/environ",
             "/etc/passwd",
             "~/picture.png",
-            str(folder),
+            str(FOLDER),
             str(Path(upload).parent),
             "",
             "/",
@@ -366,9 +401,9 @@ def test_only_uploads_are_opened(client, site, tmp_path, monkeypatch, no_traceba
             f"{outside}\0.png",
             f"{upload}\0",
             "\ud800.png",
-            f"{folder}/\ud800.png",
+            f"{FOLDER}/\ud800.png",
             "x" * 5000,
-            f"{folder}/{'x' * 300}.png",
+            f"{FOLDER}/{'x' * 300}.png",
         ]
         uploads = [{"path": path} for path in paths]
         uploads += [{**one, "meta": {"_type": "gradio.FileData"}} for one in uploads]
@@ -389,22 +424,22 @@ def test_only_uploads_are_opened(client, site, tmp_path, monkeypatch, no_traceba
     finally:
         shutil.rmtree(sibling)
         for name in ("folder_out", "link.png", "dangling.png", "loop.png", "hard.png", "fifo.png"):
-            (folder / name).unlink()
+            (FOLDER / name).unlink()
     monkeypatch.undo()
     assert client.segment(upload)[0]  # and so it is after all that
 
 
 def test_gradios_own_door_opens_no_link_either(client, tmp_path):
-    outside, folder = Path(save_scene(tmp_path, 42)), Path(web.FOLDER)
-    (folder / "out.png").symlink_to(outside)
-    os.mkfifo(folder / "pipe.png")
+    outside = Path(save_scene(tmp_path, 42))
+    (FOLDER / "out.png").symlink_to(outside)
+    os.mkfifo(FOLDER / "pipe.png")
     try:
-        for path in (outside, folder / "out.png", folder / "pipe.png", "/dev/zero", "/etc/passwd"):
+        for path in (outside, FOLDER / "out.png", FOLDER / "pipe.png", "/dev/zero", "/etc/passwd"):
             reply = client.http.get(f"/gradio_api/file={path}")
             assert reply.status_code in (400, 403, 404) and len(reply.content) < 500
     finally:
-        (folder / "out.png").unlink()
-        (folder / "pipe.png").unlink()
+        (FOLDER / "out.png").unlink()
+        (FOLDER / "pipe.png").unlink()
 
 
 HUGE = 10**400
@@ -512,7 +547,7 @@ def test_requests_without_a_session_share_nothing(site, tmp_path):
     alice, bob = Client(url), Client(url)
     path = alice.upload(save_scene(tmp_path, 7))
     data = [{"path": path}, "sky, zebracorn", False, 0.05, 0.9]
-    before = set(page.studio.sittings)
+    before = set(page.store.sessions)
 
     def call(client, function, data, **more):
         """By the doors that give an id to ask with."""
@@ -534,8 +569,8 @@ def test_requests_without_a_session_share_nothing(site, tmp_path):
                 assert reply.status_code == 404 and "queue" in reply.json()["detail"]
     reply = alice.join(alice.run, data, None)
     assert reply.status_code == 400 and reply.json()["detail"]
-    assert set(page.studio.sittings) == before
-    assert all("zebracorn" not in words.queries for words in page.studio.predictor._model._known)
+    assert set(page.store.sessions) == before
+    assert all("zebracorn" not in words.queries for words in page.store.predictor._model._known)
 
     alice.session, bob.session = uuid.uuid4().hex, uuid.uuid4().hex
     assert alice.segment(path, "sky, zebracorn")[0]
@@ -545,12 +580,14 @@ def test_requests_without_a_session_share_nothing(site, tmp_path):
 
 def test_sixty_calls_at_once_stop_nobody(site, client, tmp_path, monkeypatch):
     url, page = site
-    monkeypatch.setattr(web, "picture_of", lambda segmentation: Image.fromarray(segmentation.image))
+    monkeypatch.setattr(
+        web.page, "picture_of", lambda segmentation: Image.fromarray(segmentation.image)
+    )
     path = client.upload(save_scene(tmp_path, 1))
     data = [{"path": path}, "sky", False, 0.05, 0.9]
     sessions = [uuid.uuid4().hex for _ in range(60)]
     with ThreadPoolExecutor(60) as pool:
-        with page.studio._turn:  # the model is at work
+        with page.store._turn:  # the model is at work
             body = {"fn_index": client.run, "data": data}
             direct = [
                 pool.submit(client.http.post, "/gradio_api/run/predict", json=body)
@@ -562,9 +599,9 @@ def test_sixty_calls_at_once_stop_nobody(site, client, tmp_path, monkeypatch):
         codes = [reply.status_code for reply in joined]
         assert set(codes) == {200, 503}
         # One may have left the queue for the model before the others came.
-        assert codes.count(200) in (web.MAX_WAITING, web.MAX_WAITING + 1)
+        assert codes.count(200) in (web.page.MAX_WAITING, web.page.MAX_WAITING + 1)
         busy = {reply.json()["detail"] for reply in joined if reply.status_code == 503}
-        assert busy == {web.BUSY}
+        assert busy == {web.page.BUSY}
         taken = [s for s, code in zip(sessions, codes, strict=True) if code == 200]
         assert all(answered for answered, _ in pool.map(client.answer, taken))
     assert client.segment(path)[0]
@@ -580,7 +617,7 @@ def wait_until(true):
 
 def test_words_go_with_their_session(site, tmp_path):
     url, page = site
-    model = page.studio.predictor._model
+    model = page.store.predictor._model
     alice, bob = Client(url, uuid.uuid4().hex), Client(url, uuid.uuid4().hex)
     path = alice.upload(save_scene(tmp_path, 3))
 
@@ -593,25 +630,25 @@ def test_words_go_with_their_session(site, tmp_path):
         assert other.segment(path, "sky, quuxberry, secretberry", background=True)[0]
         assert bob.segment(path, "sky, quuxberry")[0]
         assert known("quuxberry") and known("secretberry")
-        assert alice.session in page.studio.sittings
-    wait_until(lambda: alice.session not in page.studio.sittings)
+        assert alice.session in page.store.sessions
+    wait_until(lambda: alice.session not in page.store.sessions)
     wait_until(lambda: not known("secretberry"))
     assert known("quuxberry")  # bob's words, too
     assert bob.ask(bob.again, False, 0.05, 0.9)[0]
 
     page.forget_unused(10)
-    assert bob.session in page.studio.sittings
+    assert bob.session in page.store.sessions
     page.forget_unused(0)
     wait_until(lambda: not known("quuxberry"))
-    assert bob.session not in page.studio.sittings
+    assert bob.session not in page.store.sessions
     sentence = sentence_of(bob.ask(bob.again, False, 0.05, 0.9))
     assert sentence.startswith("Your picture and words were deleted after 30 minutes")
     assert bob.segment(path, "sky")[0] and bob.ask(bob.again, False, 0.05, 0.9)[0]
     page.forget(bob.session)
 
-    for file in Path(web.FOLDER).rglob("*"):
+    for file in FOLDER.rglob("*"):
         assert not file.is_file() or b"secretberry" not in file.read_bytes()
-    assert not list(Path(web.FOLDER).rglob("*.safetensors"))
+    assert not list(FOLDER.rglob("*.safetensors"))
 
 
 def test_words_stay_nowhere_in_memory(site, tmp_path, caplog):
@@ -643,7 +680,8 @@ def test_the_page_keeps_text_features_in_memory_alone(monkeypatch):
         made.append(FreeCPPredictor(config, opts).cfg.MODEL.CLIP.TEXT_CACHE)
         raise OSError("enough")
 
-    monkeypatch.setattr(web, "FreeCPPredictor", stop)
+    monkeypatch.setattr(freecp_d2.predictor, "FreeCPPredictor", stop)
+    monkeypatch.setattr(web, "private_gradio", lambda: FOLDER)
     monkeypatch.setattr(web.signal, "signal", lambda *_: None)
     monkeypatch.setattr(web.tempfile, "tempdir", None)
     monkeypatch.setattr(sys, "argv", ["web.py", "--opts", "MODEL.CLIP.TEXT_CACHE", "elsewhere"])
@@ -655,7 +693,7 @@ def test_the_page_keeps_text_features_in_memory_alone(monkeypatch):
 def test_forgetting_a_session_holds_for_its_requests_that_run_or_wait(
     predictor, tmp_path, monkeypatch
 ):
-    studio, path = web.Studio(predictor), save_scene(tmp_path, 2)
+    store, path = SessionStore(predictor), save_scene(tmp_path, 2)
     encode, started, go = predictor.encode, threading.Event(), threading.Event()
 
     def slow(image):
@@ -665,31 +703,31 @@ def test_forgetting_a_session_holds_for_its_requests_that_run_or_wait(
 
     monkeypatch.setattr(predictor, "encode", slow)
     with ThreadPoolExecutor(3) as pool:
-        running = pool.submit(studio.run, "a", path, ["sky", "runningberry"], False, 0.05, 0.9)
+        running = pool.submit(store.segment, "a", path, ["sky", "runningberry"], False, 0.05, 0.9)
         assert started.wait(60)
-        waiting = pool.submit(studio.run, "a", path, ["sky", "waitingberry"], True, 0.05, 0.9)
-        other = pool.submit(studio.run, "b", path, ["sky", "otherberry"], False, 0.05, 0.9)
-        wait_until(lambda: len(studio._visits) == 3)
+        waiting = pool.submit(store.segment, "a", path, ["sky", "waitingberry"], True, 0.05, 0.9)
+        other = pool.submit(store.segment, "b", path, ["sky", "otherberry"], False, 0.05, 0.9)
+        wait_until(lambda: len(store._requests) == 3)
         start = time.monotonic()
-        studio.forget("a")
+        store.forget("a")
         assert time.monotonic() - start < 5 and not go.is_set()  # it waits for nobody
         go.set()
         assert running.result().purified.class_names == ("sky", "runningberry")
         assert waiting.result() and other.result()
-    assert list(studio.sittings) == ["b"]
+    assert list(store.sessions) == ["b"]
     known = {name for words in predictor._model._known for name in words.queries}
     assert "otherberry" in known and not known & {"runningberry", "waitingberry"}
-    assert studio.again("a", False, 0.05, 0.9) is None
-    assert not studio._visits and not studio._unused
+    assert store.segment_again("a", False, 0.05, 0.9) is None
+    assert not store._requests and not store._unused
 
-    monkeypatch.setattr(predictor, "encode", lambda image: studio.forget("c") or encode(image))
-    assert studio.run("c", path, ["sky"], False, 0.05, 0.9)
-    assert "c" not in studio.sittings
-    assert studio.run("c", path, ["sky"], False, 0.05, 0.9)
+    monkeypatch.setattr(predictor, "encode", lambda image: store.forget("c") or encode(image))
+    assert store.segment("c", path, ["sky"], False, 0.05, 0.9)
+    assert "c" not in store.sessions
+    assert store.segment("c", path, ["sky"], False, 0.05, 0.9)
     for nobody in (None, ""):
-        assert studio.run(nobody, path, ["sky"], False, 0.05, 0.9)
-        assert studio.again(nobody, False, 0.05, 0.9) is None
-    assert list(studio.sittings) == ["b"]
+        assert store.segment(nobody, path, ["sky"], False, 0.05, 0.9)
+        assert store.segment_again(nobody, False, 0.05, 0.9) is None
+    assert list(store.sessions) == ["b"]
 
 
 def request(url, host, method="GET", path="/config", **headers):
@@ -750,7 +788,7 @@ def test_foreign_websockets_are_closed():
             sent.append(message["type"])
 
         scope = {"type": "websocket", "path": "/", "headers": [(b"host", host)]}
-        await web.Guard(app, {"localhost"}, False)(scope, None, send)
+        await web.guard.Guard(app, {"localhost"}, False)(scope, None, send)
         return sent, len(served)
 
     assert asyncio.run(ask(b"evil.example")) == (["websocket.close"], 0)
@@ -759,8 +797,8 @@ def test_foreign_websockets_are_closed():
 
 def test_elsewhere_than_at_loopback_addresses_and_the_machines_name_are_served():
     def served(host, name, *names):
-        middleware = web.guard(host, names)
-        return web.Guard(None, **middleware.kwargs)._is_ours(name)
+        middleware = web.guard.guard(host, names)
+        return web.guard.Guard(None, **middleware.kwargs)._is_ours(name)
 
     for host in ("0.0.0.0", "192.168.1.7"):
         for name in ("192.168.1.7:7860", "10.1.2.3", "[fe80::1]:80", "localhost", host):
@@ -787,7 +825,7 @@ def test_large_requests_are_refused(client):
     kind = {"content-type": "application/json"}
     reply = client.http.post("/gradio_api/queue/join", content=piecewise(2**22), headers=kind)
     assert 400 <= reply.status_code < 500
-    files = [("files", (f"{i}.png", bytes(web.MAX_BYTES // 4))) for i in range(8)]
+    files = [("files", (f"{i}.png", bytes(web.inputs.MAX_BYTES // 4))) for i in range(8)]
     assert client.http.post("/gradio_api/upload", files=files).status_code == 413
 
 
@@ -897,7 +935,7 @@ def test_one_user_in_a_browser(browser, served, tmp_path):
 
     large, heavy = tmp_path / "large.png", tmp_path / "heavy.png"
     Image.new("RGB", (8000, 8000)).save(large)
-    heavy.write_bytes(Path(save_scene(tmp_path, 1)).read_bytes() + bytes(web.MAX_BYTES))
+    heavy.write_bytes(Path(save_scene(tmp_path, 1)).read_bytes() + bytes(web.inputs.MAX_BYTES))
     upload(page, large)
     page.locator("#picture img").wait_for(state="attached")
     page.locator("#segment").click()

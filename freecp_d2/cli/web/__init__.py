@@ -1,0 +1,111 @@
+"""A web page: drop a picture, type classes, see a base method without and with FreeCP.
+
+The page is served to this machine alone unless --host says otherwise. Uploads lie in a temporary
+folder, are deleted after some minutes, and all of it when the page is shut down (Ctrl-C). The words
+that people type stay in memory, until their session ends.
+"""
+
+import argparse
+import atexit
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+
+def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog, description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--config-file",
+        default="scenes/clearclip",
+        metavar="FILE",
+        help="a YAML file, or the name of one under configs/ (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to serve; 0.0.0.0 lets everyone in who reaches this machine "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name that the page is reached under, such as that of a proxy before it; others "
+        "than this machine's addresses and name are refused (may be given several times)",
+    )
+    parser.add_argument("--port", type=int, default=7860, help="(default: %(default)s)")
+    parser.add_argument(
+        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config overrides"
+    )
+    args = parser.parse_args(argv)
+    args.prog = parser.prog
+    return args
+
+
+def private_gradio() -> Path:
+    """Before gradio is imported: it reports to nobody, and its files lie in a folder of their own.
+
+    Returns:
+        The folder, which is deleted when this process ends.
+    """
+    folder = os.path.realpath(tempfile.mkdtemp(prefix="freecp_web_"))
+    atexit.register(shutil.rmtree, folder)
+    os.environ["GRADIO_TEMP_DIR"] = folder
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["GRADIO_RUN_HISTORY"] = "False"
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    return Path(folder)
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """Serve until a signal to stop, and leave no file behind.
+
+    Args:
+        prog: what the command is called; by default the name of the script.
+
+    Raises:
+        SystemExit: the command line, the config or the address cannot be used, or gradio is
+            missing; it says why.
+    """
+    args = parse_args(argv, prog)
+    if find_spec("gradio") is None:
+        sys.exit(f"{args.prog}: the page needs gradio: pip install 'freecp_d2[web]'")
+    folder = private_gradio()
+    tempfile.tempdir = str(folder)
+
+    from ...predictor import FreeCPPredictor
+    from .page import build_page, serve
+    from .sessions import SessionStore
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
+    for other in ("httpx", "freecp_d2.clip.text"):  # the latter would log what people type
+        logging.getLogger(other).setLevel(logging.ERROR)
+    stop = threading.Event()
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, lambda *_: stop.set())
+    # The words that people type are not kept on disk.
+    opts = [*args.opts, "MODEL.CLIP.TEXT_CACHE", ""]
+    try:
+        store = SessionStore(FreeCPPredictor(args.config_file, opts))
+    except (OSError, ValueError) as error:
+        sys.exit(f"{args.prog}: {error}")
+    page = build_page(store, folder)
+    try:
+        serve(page, args.host, args.port, args.allow_host)
+    except OSError:
+        sys.exit(
+            f"{args.prog}: cannot serve {args.host}:{args.port}: another program has that port, or "
+            "this machine has no such address; choose others with --port and --host"
+        )
+    print(f"Open http://{args.host}:{args.port} (Ctrl-C stops it)", flush=True)
+    stop.wait()
+    page.close(verbose=False)
