@@ -15,7 +15,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
-from .clip import DenseCLIP, DenseFeatures, Tokenizer, load_clip
+from .clip import DenseCLIP, DenseFeatures, Tokenizer, check_normalisation, load_clip
 from .clip.text import cached_text_features, description_features, template_sentences
 from .data import Vocabulary, dataset_vocabulary, load_descriptions, load_vocabulary
 from .data.benchmarks.protocols import SAME, BaseProtocol, base_protocol, with_protocol
@@ -153,6 +153,8 @@ class FreeCP(nn.Module):
         freecp = cfg.MODEL.FREECP
         vocabulary = vocabulary or configured_vocabulary(cfg)
         descriptions = load_descriptions(freecp.DESCRIPTIONS) if freecp.DESCRIPTIONS else {}
+        clip, model = cfg.MODEL.CLIP, cfg.MODEL
+        check_normalisation(clip.NAME, clip.PRETRAINED, model.PIXEL_MEAN, model.PIXEL_STD)
         encoder, tokenizer = cls.build_encoder(cfg)
         head = None
         if freecp.ENABLED:

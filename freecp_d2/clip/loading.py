@@ -4,7 +4,7 @@ import difflib
 import json
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,6 +42,9 @@ def load_clip(
 ) -> tuple[open_clip.CLIP, Tokenizer]:
     """A frozen CLIP in eval mode and its tokenizer.
 
+    Names whose image tower DenseCLIP cannot read are refused before anything is downloaded;
+    docs/clip_models.md lists those that it reads.
+
     A tag that was trained with QuickGELU (openai, metaclip, dfn, ...) is run with it, whether or
     not the model's name says so. A file of weights says nothing about it: there the name
     (ViT-B-16-quickgelu) or the config's `quick_gelu` decides.
@@ -58,15 +61,18 @@ def load_clip(
     Both paths may begin with :data:`freecp_d2.files.PACKAGED`.
 
     Raises:
-        FileNotFoundError: a config or weights that do not exist, or cannot be downloaded.
-        ValueError: an unknown name, tag or precision; a config that is no CLIP's; weights that are
-            damaged, hold more than tensors, do not fit the model, or are NaN or infinite, also
-            only in that precision.
+        FileNotFoundError: a config, a tokenizer or weights that do not exist, or cannot be
+            downloaded.
+        ValueError: an unknown name, tag or precision; a config that is no CLIP's, of other towers
+            than CLIP's own, or of an image tower that is a ResNet or reads no CLS token; a
+            tokenizer that needs a package which is not there; weights that are damaged, hold more
+            than tensors, do not fit the model, or are NaN or infinite, also only in that precision.
     """
     device = torch.device(device)
     dtype = _dtype(precision, device)
     config = _config_of_file(local_path(name)) if name.endswith(".json") else _config_of_name(name)
-    _require_own_towers(name, config)
+    _require_clip_vit(name, config)
+    tokenizer = _tokenizer(name, config["text_cfg"])
     path, quick_gelu = _weights(name, pretrained)
     if quick_gelu:
         config["quick_gelu"] = True
@@ -77,7 +83,7 @@ def load_clip(
     if dtype != torch.float32:
         open_clip.convert_weights_to_lp(model, dtype)
     _require_finite(path, dtype, model.state_dict())
-    return model.to(device).eval().requires_grad_(False), _tokenizer(config["text_cfg"])
+    return model.to(device).eval().requires_grad_(False), tokenizer
 
 
 def _dtype(precision: str, device: torch.device) -> torch.dtype:
@@ -125,13 +131,49 @@ def _config_of_file(path: Path) -> dict[str, Any]:
     return config
 
 
-def _require_own_towers(name: str, config: dict[str, Any]) -> None:
+def check_normalisation(
+    name: str, pretrained: str, pixel_mean: Sequence[float], pixel_std: Sequence[float]
+) -> None:
+    """Images are normalised as those that an open_clip tag was trained on.
+
+    A file of weights says nothing about it, and passes.
+
+    Args:
+        name, pretrained: as for :func:`load_clip`.
+        pixel_mean, pixel_std: of RGB, 0-255.
+
+    Raises:
+        ValueError: they are not.
+    """
+    tag = open_clip.get_pretrained_cfg(name, pretrained)
+    for key, given in (("mean", pixel_mean), ("std", pixel_std)):
+        trained = [round(255 * value, 3) for value in tag.get(key, ())]
+        if trained and max(abs(a - b) for a, b in zip(trained, given, strict=True)) > 0.5:
+            raise ValueError(
+                f"MODEL.PIXEL_{key.upper()} is {list(given)}, but {pretrained} of {name} was "
+                f"trained with {trained}; set it to that"
+            )
+
+
+def _require_clip_vit(name: str, config: dict[str, Any]) -> None:
     vision, text = config["vision_cfg"], config["text_cfg"]
+    by_attention = vision.get("attentional_pool") or vision.get("timm_pool") == "map"
+    if by_attention or vision.get("pool_type", "tok") != "tok":
+        how = "by attention" if by_attention else "by their mean"
+        raise ValueError(
+            f"MODEL.CLIP.NAME {name} pools its patches {how}, in place of the CLS token by which "
+            "FreeCP tells look-alikes apart; choose a ViT with one, such as ViT-B-16"
+        )
     foreign = [key for key in _FOREIGN_TOWERS if any(c.get(key) for c in (config, vision, text))]
     if foreign:
         raise ValueError(
             f"MODEL.CLIP.NAME {name} has towers that are not CLIP's own ({', '.join(foreign)}); "
             "choose a ViT such as ViT-B-16"
+        )
+    if isinstance(vision.get("layers"), list):
+        raise ValueError(
+            f"MODEL.CLIP.NAME {name} is a ResNet, which has no patches; choose a ViT such as "
+            "ViT-B-16"
         )
 
 
@@ -232,11 +274,7 @@ def _require_fit(
     missing = [key for key in wanted if key not in found]
     unexpected = [key for key in found if key not in wanted]
     reshaped = [key for key in wanted if key in found and wanted[key].shape != found[key].shape]
-    integral = [
-        key
-        for key in wanted
-        if key in found and wanted[key].is_floating_point() and not found[key].is_floating_point()
-    ]
+    integral = [key for key in wanted if key in found and not found[key].is_floating_point()]
     faults = []
     if missing:
         faults.append(f"{len(missing)} missing (first {missing[0]})")
@@ -269,17 +307,26 @@ def _require_finite(path: Path, dtype: torch.dtype, state: Mapping[str, Tensor])
         )
 
 
-def _tokenizer(text: dict[str, Any]) -> Tokenizer:
+def _tokenizer(name: str, text: dict[str, Any]) -> Tokenizer:
     options = text.get("tokenizer_kwargs") or {}
     length = text.get("context_length", open_clip.CLIPTextCfg.context_length)
-    if text.get("hf_tokenizer_name"):
+    source = text.get("hf_tokenizer_name")
+    if not source:
+        return SimpleTokenizer(context_length=length, **options)
+    try:
         return HFTokenizer(
-            text["hf_tokenizer_name"],
-            context_length=length,
-            tokenizer_mode=text.get("tokenizer_mode"),
-            **options,
+            source, context_length=length, tokenizer_mode=text.get("tokenizer_mode"), **options
         )
-    return SimpleTokenizer(context_length=length, **options)
+    except ImportError:
+        raise ValueError(
+            f"MODEL.CLIP.NAME {name} has a tokenizer of Hugging Face ({source}), which needs one "
+            "more package: pip install 'freecp_d2[transformers]'"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"MODEL.CLIP.NAME {name}: its tokenizer {source} cannot be downloaded; go online once "
+            f"({_first_line(error)})"
+        ) from error
 
 
 def _first_line(error: Exception) -> str:
