@@ -61,6 +61,44 @@ def test_the_transcription_segments_as_published(
     torch.testing.assert_close(scores[:, ::4, ::4], expected["sem_seg"], atol=1e-4, rtol=0)
 
 
+@pytest.fixture
+def operators(monkeypatch):
+    """ops.py"""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module("ops")
+
+
+@torch.no_grad()
+def test_operators_are_timed_beside_the_same_in_plain_pytorch(operators):
+    sizes, names = operators.QUICK, operators.class_names(5)
+    encoder = operators.SceneEncoder(operators.DIMENSION)
+    inputs = operators.Inputs(encoder, operators.image_windows(sizes), names)
+    cases = operators.cases_of(inputs, 5)
+    assert set(cases) == {"sinkhorn_affinity", "box_mask", "refine", "soft_iou"}
+    for case in cases.values():
+        torch.testing.assert_close(case.run(), case.plain(), atol=1e-5, rtol=1e-5)
+    case = operators.measure_operators(inputs, 5, sizes, quick=True, plain=True)
+    assert (case["windows"], case["grid"], case["classes"]) == (6, 6, 5)
+    for operator in case["operators"].values():
+        low, high = operator["quartiles_ms"]
+        assert 0 < low <= operator["ms"] <= high and operator["plain_ms"] > 0
+        assert operator["peak_bytes"] is None and operator["bandwidth_fraction"] > 0
+    assert case["operators"]["refine"]["matrix_fraction"] > 0
+    table = operators.markdown({"machine": {"device": "a CPU"}, "cases": [case]})
+    assert table.startswith("Operators on a CPU, timed by interleaved rounds on the CPU\n")
+    assert all(f"| {name} " in table for name in cases)
+
+
+def test_on_a_gpu_do_bench_is_the_timer(operators, monkeypatch):
+    def do_bench(call, quantiles):
+        assert call() == "called"
+        return [10 * quantile for quantile in quantiles]
+
+    monkeypatch.setattr(operators.triton.testing, "do_bench", do_bench)
+    timed = operators.times({"refine": lambda: "called"}, 3, torch.device("cuda"))
+    assert timed == {"refine": {"median": 5, "q1": 2.5, "q3": 7.5}}
+
+
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory):
     """What a quick run writes and prints."""
@@ -103,6 +141,7 @@ def test_a_quick_run_measures_everything(quick):
     assert cpu["image"]["windows"] == 6 and cpu["image"]["size"] == [128, 160]
     assert cpu["image"]["over_bare"]["median"] > 0
     assert all(o["ms"] > 0 for o in cpu["operators"]["operators"].values())
+    assert cpu["operators"]["timer"].startswith("interleaved")
 
 
 def test_a_quick_run_finds_the_labels_of_the_transcription(quick):

@@ -14,14 +14,13 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from encoders import SceneEncoder
+from inputs import AMBIGUITY_THRESHOLD, REDUNDANCY_THRESHOLD
 from safetensors.torch import load_file
 from torch import Tensor
 from transcription import purify
 
 from freecp_d2.clip import DenseFeatures
 from freecp_d2.purification import PurificationHead
-
-REDUNDANCY_THRESHOLD, AMBIGUITY_THRESHOLD = 0.05, 0.7
 
 
 def resident(key: str) -> int:

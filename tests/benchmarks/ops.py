@@ -1,0 +1,197 @@
+"""Each operator's time, memory and rate, and the same in plain PyTorch.
+
+    python tests/benchmarks/ops.py             # prints a table as Markdown; --output FILE for JSON
+    python tests/benchmarks/ops.py --quick     # small sizes, to see that it runs
+
+On a GPU triton.testing.do_bench times every call by events, with an empty L2 cache. Elsewhere the
+calls run in turn, round after round, by the wall clock (rounds.py). The table says which it was.
+On a CPU, refine and soft_iou are plain PyTorch themselves.
+"""
+
+import argparse
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+import triton.testing
+from encoders import SceneEncoder, class_names
+from inputs import DIMENSION, QUICK, Inputs, Sizes, image_windows, machine, one_window
+from rounds import Timed, interleaved, milliseconds
+from tabulate import tabulate
+
+from freecp_d2 import ops
+from freecp_d2.ops.box_mask import box_mask_composite
+from freecp_d2.ops.refine import refine_composite
+from freecp_d2.ops.sinkhorn_affinity import sinkhorn_affinity_composite
+from freecp_d2.ops.soft_iou import soft_iou_composite
+from freecp_d2.purification import stages
+
+DO_BENCH, INTERLEAVED = "triton.testing.do_bench", "interleaved rounds on the CPU"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A call of an operator.
+
+    Attributes:
+        run, plain: the operator, and the same in PyTorch.
+        size: bytes that must move, each operand once.
+        flop: operations that a matrix unit can do. Those of soft_iou, additions, minima and maxima
+            of all pairs, are none of these.
+    """
+
+    run: Callable[[], object]
+    plain: Callable[[], object]
+    size: int
+    flop: int = 0
+
+
+def cases_of(inputs: Inputs, classes: int) -> dict[str, Case]:
+    """Every operator on what the head would give it; soft_iou on the maps of one window."""
+    features = inputs.features
+    _, maps = stages.class_activation_maps(
+        features.patches, inputs.text[:classes], inputs.encoder.logit_scale, features.grid
+    )
+    attention, first = features.attention.contiguous(), maps[0].contiguous()
+    mask, affinity = ops.box_mask(maps), ops.sinkhorn_affinity(attention)
+    batch, patches = len(maps), maps[0, 0].numel()
+    products = min(2 * classes * patches**2, patches**3 + classes * patches**2)
+    operators = {
+        "sinkhorn_affinity": (sinkhorn_affinity_composite, (attention,), 2 * attention.nbytes),
+        "box_mask": (box_mask_composite, (maps,), 2 * maps.nbytes),
+        "refine": (refine_composite, (affinity, maps, mask), affinity.nbytes + 3 * maps.nbytes),
+        "soft_iou": (soft_iou_composite, (first,), first.nbytes + 4 * classes**2),
+    }
+    flop = {"refine": 2 * batch * products}
+    return {
+        name: Case(
+            partial(getattr(ops, name), *tensors),
+            partial(plain, *tensors),
+            size,
+            flop.get(name, 0),
+        )
+        for name, (plain, tensors, size) in operators.items()
+    }
+
+
+def times(
+    calls: dict[str, Callable[[], object]], rounds: int, device: torch.device
+) -> dict[str, dict[str, float]]:
+    """Median and quartiles of every call in milliseconds; `rounds` is for the CPU alone."""
+    if device.type == "cuda":
+        quantiles = [0.5, 0.25, 0.75]
+        spreads = {n: triton.testing.do_bench(c, quantiles=quantiles) for n, c in calls.items()}
+        return {n: dict(zip(("median", "q1", "q3"), s, strict=True)) for n, s in spreads.items()}
+    samples = interleaved({n: Timed(call) for n, call in calls.items()}, rounds, device)
+    return {name: milliseconds(sample["seconds"]) for name, sample in samples.items()}
+
+
+def peak_bytes(call: Callable[[], object], device: torch.device) -> int | None:
+    """Memory of a call, its result included, on a GPU; that of a CPU is peak_memory.py's."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    call()
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def measure_operators(
+    inputs: Inputs, classes: int, sizes: Sizes, quick: bool, plain: bool = False
+) -> dict:
+    """Each operator's rate beside what the device reaches on a copy and on a matrix product.
+
+    Args:
+        plain: also the same in PyTorch, and both's memory.
+    """
+    device = inputs.images.device
+    cases = cases_of(inputs, classes)
+    block = torch.rand(2**20 if quick else 2**26, device=device)
+    matrix = torch.rand(2 * (256 if quick else 2048,), device=device)
+    calls: dict[str, Callable[[], object]] = {name: case.run for name, case in cases.items()}
+    if plain:
+        calls |= {f"{name}, plain": case.plain for name, case in cases.items()}
+    calls |= {"copy": block.clone, "product": partial(torch.matmul, matrix, matrix)}
+    spreads = times(calls, sizes.rounds, device)
+    seconds = {name: spread["median"] / 1000 for name, spread in spreads.items()}
+    bandwidth = 2 * block.nbytes / seconds["copy"]
+    rate = 2 * len(matrix) ** 3 / seconds["product"]
+    measured = {}
+    for name, case in cases.items():
+        measured[name] = {
+            "ms": 1000 * seconds[name],
+            "quartiles_ms": [spreads[name]["q1"], spreads[name]["q3"]],
+            "bandwidth_fraction": case.size / seconds[name] / bandwidth,
+            "matrix_fraction": case.flop / seconds[name] / rate,
+        }
+        if plain:
+            measured[name] |= {
+                "plain_ms": 1000 * seconds[f"{name}, plain"],
+                "peak_bytes": peak_bytes(case.run, device),
+                "plain_peak_bytes": peak_bytes(case.plain, device),
+            }
+    return {
+        "timer": DO_BENCH if device.type == "cuda" else INTERLEAVED,
+        "windows": len(inputs.images),
+        "grid": inputs.features.grid[0],
+        "classes": classes,
+        "copy_gb_per_s": bandwidth / 1e9,
+        "matrix_gflop_per_s": rate / 1e9,
+        "operators": measured,
+    }
+
+
+def markdown(report: dict) -> str:
+    """The table, with who timed it."""
+    rows = [
+        (
+            name,
+            f"{case['windows']} x {case['grid']}x{case['grid']}",
+            case["classes"],
+            "{:.3f} ({:.3f} to {:.3f})".format(operator["ms"], *operator["quartiles_ms"]),
+            f"{operator['plain_ms']:.3f}",
+            *(
+                "" if size is None else f"{size / 1e6:.1f}"
+                for size in (operator["peak_bytes"], operator["plain_peak_bytes"])
+            ),
+            f"{operator['bandwidth_fraction']:.2f}",
+            f"{operator['matrix_fraction']:.2f}",
+        )
+        for case in report["cases"]
+        for name, operator in case["operators"].items()
+    ]
+    headers = ("operator", "windows", "classes", "ms (quartiles)", "plain PyTorch, ms")
+    headers += ("MB", "plain, MB", "of bandwidth", "of matrix rate")
+    timer = report["cases"][0]["timer"]
+    title = f"Operators on {report['machine']['device']}, timed by {timer}\n\n"
+    return title + tabulate(sorted(rows, key=lambda row: row[0]), headers, tablefmt="github")
+
+
+@torch.no_grad()
+def main() -> None:
+    """Measure on the GPU, or on the CPU where there is none; write, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, metavar="FILE", help="also as JSON")
+    parser.add_argument("--quick", action="store_true", help="small sizes, few rounds")
+    args = parser.parse_args()
+    logging.disable(logging.WARNING)  # missing descriptions are meant here
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    sizes = QUICK if args.quick else Sizes()
+    encoder, names = SceneEncoder(DIMENSION, device), class_names(max(sizes.classes))
+    cases = []
+    for images in (image_windows(sizes), *(one_window(grid) for grid in sizes.grids)):
+        inputs = Inputs(encoder, images, names)
+        for classes in sizes.classes:
+            cases.append(measure_operators(inputs, classes, sizes, args.quick, plain=True))
+    report = {"machine": machine(device), "cases": cases}
+    if args.output is not None:
+        args.output.write_text(json.dumps(report, indent=1) + "\n")
+    print(markdown(report))
+
+
+if __name__ == "__main__":
+    main()
