@@ -15,12 +15,7 @@ import pytest
 import torch
 from open_clip.transformer import QuickGELU
 from safetensors.torch import save_file
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from tokenizers.processors import TemplateProcessing
 from torch import nn
-from transformers import PreTrainedTokenizerFast
 
 from freecp_d2 import FreeCP, load_config
 from freecp_d2.clip import METHODS, DenseCLIP, check_normalisation, load_clip, loading
@@ -67,16 +62,19 @@ def no_download(monkeypatch):
 @pytest.fixture
 def word_tokenizer(tmp_path) -> str:
     """A folder with a Hugging Face tokenizer of a few words, as MetaCLIP 2's: padding 1, eos 2."""
+    transformers = pytest.importorskip("transformers")
+    tokenizers = pytest.importorskip("tokenizers")
     words = ["<s>", "<pad>", "</s>", "<unk>", "a", "photo", "of", "dog", "river"]
-    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = Whitespace()
-    tokenizer.post_processor = TemplateProcessing(
+    model = tokenizers.models.WordLevel(
+        {word: i for i, word in enumerate(words)}, unk_token="<unk>"
+    )
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
     )
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        **{"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"},
-    )
+    special = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
     fast.save_pretrained(tmp_path / "words")
     return str(tmp_path / "words")
 
@@ -115,7 +113,7 @@ def test_a_listed_tower_is_read_as_open_clip_reads_it(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_a_whole_tower_of_random_weights(name, monkeypatch):
+def test_a_whole_tower_of_random_weights(name):
     """The image tower in full, in bfloat16: the largest has 4 billion parameters."""
     torch.manual_seed(0)
     config = open_clip.get_model_config(name)
@@ -221,6 +219,7 @@ def test_words_by_a_tokenizer_of_hugging_face(tmp_path, word_tokenizer):
 
 
 def test_a_tokenizer_that_cannot_be_had_is_named(tmp_path, monkeypatch):
+    pytest.importorskip("transformers")
     config = shrunk("ViT-H-14-worldwide")
     config["text_cfg"]["hf_tokenizer_name"] = str(tmp_path / "nowhere")
     files = write(config, tmp_path)
