@@ -32,7 +32,7 @@ def test_every_device_has_a_kernel(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_triton_is_registered_for_cuda(name):
+def test_the_kernel_is_registered_for_cuda(name):
     """Without its own kernel CUDA would take the composite, and give the same results."""
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"freecp::{name}", "CUDA")
 
