@@ -66,7 +66,8 @@ def base_scores(
         pixels = torch.zeros(num_channels, dtype=torch.int64, device=similarity.device)
         for _, scores in _probabilities(similarity, image, channels, num_channels, size, protocol):
             pixels += scores.argmax(dim=0).flatten().bincount(minlength=num_channels)
-        removed[1:] = pixels[1:] <= protocol.area_threshold * pixels[1:].sum()
+        areas = pixels[1:].double()
+        removed[1:] = areas <= protocol.area_threshold * areas.sum()
     for rows, scores in _probabilities(similarity, image, channels, num_channels, size, protocol):
         scores.masked_fill_(removed[:, None, None], 0)
         if threshold > 0:
