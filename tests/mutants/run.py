@@ -48,7 +48,10 @@ TARGETS: dict[str, list[str]] = {
     "freecp_d2/clip/dense.py": DENSE,
     "freecp_d2/clip/loading.py": ["tests/clip/test_loading.py"],
     "freecp_d2/clip/text.py": ["tests/clip/test_text.py"],
-    "freecp_d2/pamr.py": [f"{PROTOCOLS}::test_pixel_adaptive_refinement_is_the_published"],
+    "freecp_d2/pamr.py": [
+        f"{PROTOCOLS}::test_pixel_adaptive_refinement_is_the_published",
+        "tests/test_scores.py",
+    ],
     "freecp_d2/scores.py": [
         "tests/test_scores.py",
         f"{PROTOCOLS}::test_label_maps_are_the_published",
