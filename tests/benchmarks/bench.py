@@ -328,14 +328,18 @@ def measure_image(sizes: Sizes, quick: bool, device: torch.device) -> dict:
         "MODEL.FREECP.REDUNDANCY_THRESHOLD": REDUNDANCY_THRESHOLD,
         "MODEL.FREECP.AMBIGUITY_THRESHOLD": AMBIGUITY_THRESHOLD,
         "MODEL.FREECP.DESCRIPTIONS": "",
+        "MODEL.FREECP.OUTPUT": "label_map",
     }
     opts = [item for pair in overrides.items() for item in pair]
     cfg = load_config(str(ROOT / f"configs/scenes/{METHOD}.yaml"), opts)
     names = class_names(classes)
     model = FreeCP(cfg, vocabulary=Vocabulary.from_names(names)).eval()
-    model.encoder, model.output = own, "label_map"
-    model.text = own.text(names)
-    model.descriptions = own.text(names, "a picture with a {} in it.")
+    model.encoder = own
+    words = model.words = replace(
+        model.words,
+        text=own.text(names),
+        descriptions=own.text(names, "a picture with a {} in it."),
+    )
 
     image = scene(SEED, *sizes.image)
     windows = image_windows(sizes).to(device)
@@ -358,7 +362,7 @@ def measure_image(sizes: Sizes, quick: bool, device: torch.device) -> dict:
 
     def transcribed(encoder: SceneEncoder) -> Tensor:
         return segment(
-            *(image.to(device), model.text, model.descriptions, encoder, *threshold, 0),
+            *(image.to(device), words.text, words.descriptions, encoder, *threshold, 0),
             *(sizes.window, sizes.stride, sizes.image),
         )[1]
 
