@@ -160,9 +160,7 @@ class Purified:
         (batch,) = encoded.batches
         model, words, features = self.model, self.model.words, batch.features
         assert words is not None and features is not None
-        purified = model.head(
-            batch.pixels, features, words.text, words.descriptions, model.encoder
-        )
+        purified = model.head(batch.pixels, features, words.text, words.descriptions, model.encoder)
         self.size = self.scene.image.shape[:2]
         self.pixels = batch.pixels
         scale = model.encoder.logit_scale

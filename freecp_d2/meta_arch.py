@@ -207,7 +207,7 @@ class FreeCP(nn.Module):
     @property
     def vocabulary(self) -> Vocabulary | None:
         """What :meth:`forward` segments into."""
-        return self.words and self.words.vocabulary
+        return None if self.words is None else self.words.vocabulary
 
     @property
     def device(self) -> torch.device:

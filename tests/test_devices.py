@@ -154,9 +154,9 @@ def test_freecp(case, output, build, device, precision, inputs, vectors, cases):
         pixel_std=STD,
         input_format="RGB",
     ).to(device)
-    model.words = replace(
-        model.words, text=inputs["text"], descriptions=inputs["descriptions"]
-    ).to(torch.device("cpu"))
+    model.words = replace(model.words, text=inputs["text"], descriptions=inputs["descriptions"]).to(
+        torch.device("cpu")
+    )
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     height, width = settings["output_size"]
     image = inputs["large_image"][0] * std + mean

@@ -19,10 +19,9 @@ from freecp_d2 import FreeCP
 from freecp_d2.clip import DenseCLIP
 from freecp_d2.data import Vocabulary
 from freecp_d2.data.benchmarks.protocols import SAME
-from freecp_d2.meta_arch import patch_padding, windows_of
 from freecp_d2.purification import PurificationHead, stages
 from freecp_d2.purification.stages import to_host
-from freecp_d2.sliding_window import upsample_rows
+from freecp_d2.sliding_window import patch_padding, upsample_rows, windows_of
 
 MEAN, STD = (122.771, 116.746, 104.094), (68.501, 66.632, 70.323)
 
@@ -65,9 +64,7 @@ def build(encoder: DenseCLIP, inputs: dict, case: dict, enabled: bool = True, **
         **options,
     }
     model = FreeCP(**arguments)
-    model.words = replace(
-        model.words, text=inputs["text"], descriptions=inputs["descriptions"]
-    )
+    model.words = replace(model.words, text=inputs["text"], descriptions=inputs["descriptions"])
     return model
 
 

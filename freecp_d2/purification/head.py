@@ -157,10 +157,8 @@ class PurificationHead(nn.Module):
             ValueError: NaN or infinity in the features or the text (:class:`NonFiniteInput`), or
                 no class among the queries.
         """
-        candidates = self.select(
-            features, text, descriptions, encoder.logit_scale, self.num_background
-        )
-        return self.resolve(images, candidates, descriptions, encoder, self.num_background)
+        candidates = self.select(features, text, descriptions, encoder.logit_scale)
+        return self.resolve(images, candidates, descriptions, encoder)
 
     @torch.no_grad()
     def select(
@@ -169,15 +167,16 @@ class PurificationHead(nn.Module):
         text: Tensor,
         descriptions: Tensor,
         logit_scale: float,
-        num_background: int,
+        num_background: int | None = None,
         threshold: float | None = None,
     ) -> Candidates:
         """Redundancy purification. Arguments and errors are those of :meth:`forward`.
 
         Args:
-            num_background, threshold: in place of the head's own, the redundancy threshold where it
-                is given.
+            num_background, threshold: in place of the head's own and of its redundancy threshold.
         """
+        if num_background is None:
+            num_background = self.num_background
         _require_class(len(text), num_background)
         probabilities, refined, consistency, kept = stages.select_candidates(
             features.patches,
@@ -242,15 +241,16 @@ class PurificationHead(nn.Module):
         candidates: Candidates,
         descriptions: Tensor,
         encoder: Encoder,
-        num_background: int,
+        num_background: int | None = None,
         threshold: float | None = None,
     ) -> PurifiedMaps:
         """Ambiguity purification. Arguments are those of :meth:`forward`.
 
         Args:
-            num_background, threshold: in place of the head's own, the ambiguity threshold where it
-                is given.
+            num_background, threshold: in place of the head's own and of its ambiguity threshold.
         """
+        if num_background is None:
+            num_background = self.num_background
         refined, kept = candidates.refined, candidates.kept
         beaten_by = torch.full(kept.shape, -1, device=kept.device)
         if self.ambiguity:
