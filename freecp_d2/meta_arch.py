@@ -1,22 +1,30 @@
 """FreeCP as a Detectron2 meta-architecture: normalise, windows, encode, purify, merge, label."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
-from .clip import DenseCLIP, DenseFeatures, Tokenizer, load_clip
+from .clip import DenseCLIP, Tokenizer, load_clip
 from .data import Vocabulary, dataset_vocabulary, load_descriptions, load_vocabulary
 from .data.benchmarks.protocols import SAME, BaseProtocol, base_protocol, with_protocol
+from .encoding import (
+    EncodedImages,
+    EncodedWindows,
+    at_least_a_patch,
+    encode_base_windows,
+    encode_windows,
+    name_of,
+)
 from .purification import NonFiniteInput, PurificationHead
 from .purification.stages import to_host
 from .scores import (
@@ -28,50 +36,12 @@ from .scores import (
     purified_labels,
     purified_scores,
 )
-from .sliding_window import Window, WindowMean, patch_padding, upsample, window_batches
+from .sliding_window import Window, WindowMean, upsample, window_batches
 from .timing import StageTimer
 from .words import Words, encode_words
 
 OUTPUTS = ("sem_seg", "label_map")
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class EncodedWindows:
-    """Windows of equal size of a batch of images.
-
-    Attributes:
-        windows: B of them.
-        pixels: (B, 3, H, W) normalised, padded.
-        padding: pixels at the left, right, top and bottom that belong to no window.
-        patches: (B, N, D) unit-length features.
-        grid: (h, w) with N = h * w.
-        features: all that CLIP sees, `patches` among it; None for a base method alone.
-    """
-
-    windows: list[Window]
-    pixels: Tensor
-    padding: tuple[int, int, int, int]
-    patches: Tensor
-    grid: tuple[int, int]
-    features: DenseFeatures | None
-
-
-@dataclass(frozen=True)
-class EncodedImages:
-    """What CLIP sees in a batch of images.
-
-    Attributes:
-        names: of their files, for messages.
-        images: each (3, H, W) normalised.
-        output_sizes: height and width that its segmentation is to have.
-        batches: their windows.
-    """
-
-    names: list[str]
-    images: list[Tensor]
-    output_sizes: list[tuple[int, int]]
-    batches: Iterable[EncodedWindows]
 
 
 @META_ARCH_REGISTRY.register()
@@ -437,48 +407,40 @@ class FreeCP(nn.Module):
         labels, scores = purified_labels(maps, queries, words, size)
         return {"label_map": labels, "scores": scores}
 
-    def _normalize(self, x: dict) -> Tensor:
-        """(3, H, W) float32 RGB as CLIP wants it, at least a patch in height and width."""
-        image = x["image"].to(self.device, torch.float32)
-        if image.ndim != 3 or len(image) != 3:
-            raise ValueError(f"{_name(x)}: an image has shape (3, H, W), not {tuple(image.shape)}")
-        if self.input_format == "BGR":
-            image = image.flip(0)
-        image = (image - self.pixel_mean) / self.pixel_std
-        size = [max(n, p) for n, p in zip(image.shape[1:], self.encoder.patch_size, strict=True)]
-        if list(image.shape[1:]) != size:
-            image = F.interpolate(image[None], size, mode="bilinear", align_corners=False)[0]
-        return image
-
     def _encode_lazily(self, batched_inputs: list[dict], base: bool) -> EncodedImages:
         images = [self._normalize(x) for x in batched_inputs]
+        encode: Callable[[list[Window], Tensor], EncodedWindows] = partial(
+            encode_windows, self.encoder
+        )
+        if base:
+            pad = self.protocol.partial_patches == "pad" and not self._once
+            encode = partial(encode_base_windows, self.encoder, pad)
         batches = window_batches(images, self.window, self.stride, self.batch_size)
-        encode = self._encode_base_windows if base else self._encode_windows
         return EncodedImages(
-            names=[_name(x) for x in batched_inputs],
+            names=[name_of(x) for x in batched_inputs],
             images=images,
             output_sizes=[
                 (x.get("height", x["image"].shape[1]), x.get("width", x["image"].shape[2]))
                 for x in batched_inputs
             ],
-            batches=(encode(windows, pixels) for windows, pixels in batches),
+            batches=(self._timed(encode, *batch) for batch in batches),
         )
 
-    def _encode_windows(self, windows: list[Window], pixels: Tensor) -> EncodedWindows:
+    def _timed(
+        self, encode: Callable[[list[Window], Tensor], EncodedWindows], *batch: Any
+    ) -> EncodedWindows:
         with self.timer.stage("encode", self.device):
-            features = self.encoder(pixels)
-        return EncodedWindows(
-            windows, pixels, (0, 0, 0, 0), features.patches, features.grid, features
-        )
+            return encode(*batch)
 
-    def _encode_base_windows(self, windows: list[Window], pixels: Tensor) -> EncodedWindows:
-        padding = (0, 0, 0, 0)
-        if self.protocol.partial_patches == "pad" and not self._once:
-            padding = patch_padding(windows[0].size, self.encoder.patch_size)
-            pixels = F.pad(pixels, padding)
-        with self.timer.stage("encode", self.device):
-            patches, grid = self.encoder.encode_patches(pixels)
-        return EncodedWindows(windows, pixels, padding, patches, grid, None)
+    def _normalize(self, x: dict) -> Tensor:
+        image = x["image"].to(self.device, torch.float32)
+        if image.ndim != 3 or len(image) != 3:
+            raise ValueError(
+                f"{name_of(x)}: an image has shape (3, H, W), not {tuple(image.shape)}"
+            )
+        image = image.flip(0) if self.input_format == "BGR" else image
+        image = (image - self.pixel_mean) / self.pixel_std
+        return at_least_a_patch(image, self.encoder.patch_size)
 
 
 def configured_vocabulary(cfg: CfgNode) -> Vocabulary:
@@ -519,7 +481,3 @@ def _check_options(
             f"MODEL.FREECP.STRIDE is {stride} and WINDOW {window}: pixels between the windows "
             "would never be seen; choose a stride of at most the window"
         )
-
-
-def _name(x: dict) -> str:
-    return str(x.get("file_name", "an image of the batch"))

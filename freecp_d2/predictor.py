@@ -19,8 +19,9 @@ from .config import finished_config, load_config
 from .data import Vocabulary, normalized_name
 from .data.images import resize_shortest_edge
 from .data.mapper import InferenceMapper
+from .encoding import EncodedImages
 from .inputs import ImageLike, VocabularyLike, as_pixels, as_vocabulary, no_image, with_background
-from .meta_arch import EncodedImages, FreeCP, configured_vocabulary
+from .meta_arch import FreeCP, configured_vocabulary
 from .segmentation import ClassMaps, RemovedClass, Segmentation, segmentation_of
 from .sliding_window import WindowMean, upsample
 from .words import Words
