@@ -66,7 +66,7 @@ class Trainer(DefaultTrainer):
 
 def setup(args: argparse.Namespace) -> CfgNode:
     """The frozen config of the command line, with logging set up."""
-    cfg = load_config(args.config_file, args.opts)
+    cfg = load_config(args.config_file, [*args.opts, "MODEL.FREECP.OUTPUT", "label_map"])
     require_writable(Path(cfg.OUTPUT_DIR))
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="freecp_d2")
@@ -92,7 +92,6 @@ def main(args: argparse.Namespace) -> dict:
     }
     evaluators = [Trainer.build_evaluator(cfg, name, **options) for name in cfg.DATASETS.TEST]
     model = Trainer.build_model(cfg)
-    model.output = "label_map"
     facts = facts_of(cfg, model)
     for evaluator in evaluators:
         evaluator.check_vocabulary(model.vocabulary)

@@ -52,9 +52,8 @@ PALETTE = np.array(COLORS, dtype=np.uint8)
 
 def build(*options: object) -> FreeCP:
     """The embedded model, which gives label maps."""
-    model = FreeCP(load_config(CONFIG, [str(option) for option in options])).eval()
-    model.output = "label_map"
-    return model
+    opts = [*map(str, options), "MODEL.FREECP.OUTPUT", "label_map"]
+    return FreeCP(load_config(CONFIG, opts)).eval()
 
 
 def inputs(image: np.ndarray) -> list[dict]:
@@ -159,14 +158,13 @@ class Purified:
         self.model = build("MODEL.FREECP.WINDOW", 0)
         encoded = self.model.encode(inputs(self.scene.image))
         (batch,) = encoded.batches
-        model, head, features = self.model, self.model.head, batch.features
-        assert head is not None
-        scale = model.encoder.logit_scale
-        candidates = head.select(features, model.text, model.descriptions, scale)
-        purified = head.resolve(batch.pixels, candidates, model.descriptions, model.encoder)
+        model, words, features = self.model, self.model.words, batch.features
+        assert words is not None and features is not None
+        purified = model.head(batch.pixels, features, words.text, words.descriptions, model.encoder)
         self.size = self.scene.image.shape[:2]
         self.pixels = batch.pixels
-        _, normalized = class_activation_maps(features.patches, model.text, scale, features.grid)
+        scale = model.encoder.logit_scale
+        _, normalized = class_activation_maps(features.patches, words.text, scale, features.grid)
         self.normalized = normalized[0]
         self.probabilities = purified.probabilities[0]
         self.refined = purified.refined[0]
@@ -178,8 +176,8 @@ class Purified:
         self.affinity = affinity @ affinity
         self.grid = features.grid
         self.patch = model.encoder.patch_size[0]
-        self.labels = model.segment(encoded)[0]["label_map"].cpu().numpy()
-        self.threshold = head.redundancy_threshold
+        self.labels = model.segment(encoded, words)[0]["label_map"].cpu().numpy()
+        self.threshold = model.head.redundancy_threshold
 
     def fate(self, index: int) -> tuple[str, str]:
         """What became of a class, and the colour that says so."""
@@ -259,7 +257,8 @@ def stages(path: Path) -> None:
         found.pixels[:, :, y0:y1, x0:x1], CROP_SIZE, mode="bilinear", align_corners=False
     )
     model = found.model
-    similarity = model.encoder.encode_cls(seen) @ model.descriptions[[index, rival]].T
+    assert model.words is not None
+    similarity = model.encoder.encode_cls(seen) @ model.words.descriptions[[index, rival]].T
     ours, other = (model.encoder.logit_scale * similarity[0]).tolist()
     rgb = (seen[0] * model.pixel_std + model.pixel_mean).round().clamp(0, 255)
     crop.imshow(rgb.to(torch.uint8).permute(1, 2, 0).cpu().numpy())
@@ -282,16 +281,16 @@ def stages(path: Path) -> None:
 
 def sweep(model: FreeCP, seeds: range) -> np.ndarray:
     """mIoU (redundancy thresholds, ambiguity thresholds); CLIP encodes every scene once."""
-    head = model.head
-    assert head is not None
+    assert model.words is not None
     shape = len(REDUNDANCY_THRESHOLDS), len(AMBIGUITY_THRESHOLDS)
     confusion = np.zeros((*shape, len(CLASSES), len(CLASSES)), dtype=np.int64)
     for seed in tqdm(seeds, desc="sweeping thresholds", unit="scene"):
         scene = draw_scene(seed)
         encoded = model.encode(inputs(scene.image))
-        for i, head.redundancy_threshold in enumerate(REDUNDANCY_THRESHOLDS):
-            for j, head.ambiguity_threshold in enumerate(AMBIGUITY_THRESHOLDS):
-                labels = model.segment(encoded)[0]["label_map"]
+        for i, redundancy in enumerate(REDUNDANCY_THRESHOLDS):
+            for j, ambiguity in enumerate(AMBIGUITY_THRESHOLDS):
+                (result,) = model.segment(encoded, model.words, redundancy, ambiguity)
+                labels = result["label_map"]
                 confusion[i, j] += confusion_of(labels, scene.labels)
     return np.array([[miou(cell) for cell in line] for line in confusion])
 
@@ -303,7 +302,6 @@ def thresholds(path: Path, scenes: int | None = None) -> None:
         scenes: how many of each; None: all.
     """
     model = build()
-    assert model.head is not None
     chosen = model.head.redundancy_threshold, model.head.ambiguity_threshold
     sets = {"other scenes": TUNING_SEEDS[:scenes], "scenes_val": VAL_SEEDS[:scenes]}
     figure, grid = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained", sharey=True)

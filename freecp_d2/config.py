@@ -68,6 +68,9 @@ def add_freecp_config(cfg: CfgNode) -> None:
     freecp.WINDOW = 384
     # Pixels from one window to the next, at most WINDOW. 0: the whole image at once.
     freecp.STRIDE = 112
+    # "sem_seg": a score for every class at every pixel, as Detectron2 expects. "label_map": labels
+    # alone, without the cost of those.
+    freecp.OUTPUT = "sem_seg"
     # How many windows, and how many crops of the ambiguity stage, go through CLIP at once.
     freecp.BATCH_SIZE = 16
     freecp.CROP_BATCH_SIZE = 64

@@ -1,17 +1,24 @@
-"""From cosine similarities to the labels of a base method alone (METHOD.md step 8).
+"""From maps of queries to the scores and labels of classes (METHOD.md steps 7 and 8).
 
-K counts output channels: the classes, behind the background where it is scored.
+K counts output channels: the classes, behind the background where it is scored. S counts the
+queries that stay somewhere in an image, C all queries that are not background.
 """
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .data.benchmarks.protocols import BaseProtocol
 from .pamr import pamr
-from .sliding_window import upsample_rows
+from .purification.stages import to_device
+from .sliding_window import Window, WindowMean, upsample, upsample_rows
+from .words import Words
+
+MAP_VALUES = 2**25
+"""How many values of upsampled maps exist at once."""
 
 STRIP_VALUES = 2**22
 """How many scores of an image exist at once."""
@@ -31,6 +38,95 @@ def class_scores(values: Tensor, channels: Tensor, num_channels: int) -> Tensor:
     return values.new_zeros(num_channels, *values.shape[1:]).scatter_reduce_(
         0, index, values, "amax"
     )
+
+
+def merge_windows(
+    windows: Sequence[Window], maps: Sequence[Tensor], kept: np.ndarray, size: tuple[int, int]
+) -> tuple[Tensor, np.ndarray]:
+    """The mean over an image's windows of the queries that stay in any of them.
+
+    Args:
+        maps: (C, h, w) of every window.
+        kept: (windows, C) bool.
+        size: height H and width W of the image.
+
+    Returns:
+        (S, H, W) and the positions (S,) of these queries among the C.
+    """
+    (queries,) = np.nonzero(kept.any(axis=0))
+    position = np.zeros(kept.shape[1], dtype=np.int64)
+    position[queries] = np.arange(len(queries))
+    device = maps[0].device
+    merged = WindowMean(len(queries), size, maps[0])
+    for window, stays, query_maps in zip(windows, kept, maps, strict=True):
+        (survivors,) = np.nonzero(stays)
+        survivor_maps = query_maps[to_device(survivors, device)]
+        channels = to_device(position[survivors], device)
+        merged.add(window, upsample(survivor_maps, window.size), channels)
+    return merged.mean(), queries
+
+
+def purified_scores(
+    maps: Tensor, queries: np.ndarray, words: Words, size: tuple[int, int]
+) -> Tensor:
+    """Scores (K, *size) from the maps (S, H, W) of the queries (S,) that stay."""
+    maps = upsample(maps, size)
+    channels = words.first_class + words.query_class[to_device(queries, maps.device)]
+    scores = class_scores(maps, channels, words.num_channels)
+    if words.num_background:
+        scores[0] = 1 - maps.amax(dim=0) if len(maps) else 1.0
+    return scores
+
+
+def purified_labels(
+    maps: Tensor, queries: np.ndarray, words: Words, size: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """The argmax of :func:`purified_scores`, and the maximum of each of its channels.
+
+    Its (K, *size) never exist: the maps are upsampled a few at a time.
+
+    Returns:
+        (*size) int64 and (K,) float32.
+    """
+    score, position = maps.new_zeros(size), torch.zeros(size, dtype=torch.int64).to(maps.device)
+    best = maps.new_zeros(len(maps))
+    at_once = max(1, MAP_VALUES // score.numel())
+    for start in range(0, len(maps), at_once):
+        part = upsample(maps[start : start + at_once], size)
+        best[start : start + at_once] = part.flatten(1).amax(dim=1)
+        part_score, part_position = part.max(dim=0)
+        better = part_score > score
+        score = score.where(~better, part_score)
+        position = position.where(~better, part_position + start)
+    classes = words.query_class[to_device(queries, maps.device)]
+    scores = class_scores(best, words.first_class + classes, words.num_channels)
+    labels = classes[position] if len(maps) else position
+    if words.num_background:
+        scores[0] = 1 - score.amin()
+        labels = (labels + 1).masked_fill(1 - score >= score, 0)
+    else:
+        labels = labels.masked_fill(score == 0, 0)
+    return labels, scores
+
+
+def best_of_class(values: np.ndarray, words: Words) -> Tensor:
+    """(classes,) float32 maxima, from at least 0, of (windows, C) over windows and names."""
+    best = np.zeros(len(words.vocabulary.classes), dtype=np.float32)
+    np.maximum.at(best, list(words.vocabulary.query_class), values.max(axis=0))
+    return torch.from_numpy(best)
+
+
+def ambiguous_losses(beaten_by: np.ndarray, words: Words) -> list[tuple[int, int]]:
+    """Sorted pairs of classes (loser, winner).
+
+    Args:
+        beaten_by: (windows, C) positions of the queries that won, -1 where none.
+    """
+    window, loser = np.nonzero(beaten_by >= 0)
+    classes = np.array(words.vocabulary.query_class)
+    losers, winners = classes[loser], classes[beaten_by[window, loser].astype(int)]
+    pairs = zip(losers.tolist(), winners.tolist(), strict=True)
+    return sorted({(loser, winner) for loser, winner in pairs if loser != winner})
 
 
 def base_scores(
@@ -122,4 +218,26 @@ def _refined_rows(similarity: Tensor, guide: Tensor, rows: slice, protocol: Base
             )[0, :, inner]
             for part in similarity.split(at_once)
         ]
+    )
+
+
+def base_labels(
+    similarity: Tensor, image: Tensor, words: Words, size: tuple[int, int], protocol: BaseProtocol
+) -> tuple[Tensor, Tensor]:
+    """The label map (*size) int64 of a base method, and each channel's highest score (K,)."""
+    labels = torch.empty(size, dtype=torch.int64, device=similarity.device)
+    best = similarity.new_zeros(words.num_channels)
+    for rows, scores in base_strips(similarity, image, words, size, protocol):
+        labels[rows] = scores.argmax(dim=0)
+        best = best.maximum(scores.amax(dim=(1, 2)))
+    return labels, best
+
+
+def base_strips(
+    similarity: Tensor, image: Tensor, words: Words, size: tuple[int, int], protocol: BaseProtocol
+) -> Iterator[tuple[slice, Tensor]]:
+    """:func:`base_scores` of the classes of `words`."""
+    return base_scores(
+        *(similarity, image, words.query_channel, words.num_channels, size, protocol),
+        words.num_background > 0,
     )

@@ -1,6 +1,7 @@
 """Sliding windows over images, and the mean of what is found in them (METHOD.md steps 7 and 8)."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -58,6 +59,20 @@ def windows_of(image: int, size: Sequence[int], window: int, stride: int) -> lis
         starts = [min(i * stride, side - extent) for i in range(count)]
         spans.append([slice(start, start + extent) for start in starts])
     return [Window(image, rows, columns) for rows in spans[0] for columns in spans[1]]
+
+
+def window_batches(
+    images: Sequence[Tensor], window: int, stride: int, batch_size: int
+) -> Iterator[tuple[list[Window], Tensor]]:
+    """Windows of equal size of images (3, H, W), and their pixels (B, 3, h, w), in batches."""
+    by_size = defaultdict(list)
+    for index, image in enumerate(images):
+        for place in windows_of(index, image.shape[1:], window, stride):
+            by_size[place.size].append(place)
+    for windows in by_size.values():
+        for start in range(0, len(windows), batch_size):
+            batch = windows[start : start + batch_size]
+            yield batch, torch.stack([images[w.image][:, w.rows, w.columns] for w in batch])
 
 
 def patch_padding(size: tuple[int, int], patch: tuple[int, int]) -> tuple[int, int, int, int]:

@@ -18,6 +18,7 @@ from freecp_d2.clip import DenseCLIP
 from freecp_d2.data import Vocabulary
 from freecp_d2.data.benchmarks.protocols import PAPER, BaseProtocol
 from freecp_d2.pamr import pamr
+from freecp_d2.purification import PurificationHead
 
 FOLDER = Path(__file__).parent / "data" / "base_methods"
 CASES = {
@@ -94,7 +95,8 @@ def segmentor(encoder: DenseCLIP, case: dict, protocol: BaseProtocol) -> FreeCP:
         vocabulary=Vocabulary(tuple(map(tuple, names.values())), tuple(background)),
         descriptions={},
         text_cache=None,
-        head=None,
+        head=PurificationHead(0.0, 1.0),
+        enabled=False,
         window=case["window"],
         stride=case["stride"],
         batch_size=4,
@@ -103,7 +105,7 @@ def segmentor(encoder: DenseCLIP, case: dict, protocol: BaseProtocol) -> FreeCP:
         pixel_std=(1, 1, 1),
         input_format="RGB",
     )
-    model.text = inputs()["text"]
+    model.words = replace(model.words, text=inputs()["text"])
     return model
 
 

@@ -317,7 +317,7 @@ def class_names(model: FreeCP) -> tuple:
 
 
 def is_described(model: FreeCP) -> bool:
-    return not model.descriptions.equal(model.text)
+    return not model.words.descriptions.equal(model.words.text)
 
 
 def cached_files(model: FreeCP) -> int:
@@ -351,7 +351,8 @@ REACHES: dict[str, tuple] = {
     "MODEL.FREECP.CONSISTENCY": ("paper", head("true_iou"), True),
     "MODEL.FREECP.CROP_BATCH_SIZE": (5, head("crop_batch_size"), 5),
     "MODEL.FREECP.DESCRIPTIONS": ("descriptions.json", is_described, True),
-    "MODEL.FREECP.ENABLED": (False, lambda model: model.head, None),
+    "MODEL.FREECP.ENABLED": (False, lambda model: model.enabled, False),
+    "MODEL.FREECP.OUTPUT": ("label_map", lambda model: model.output, "label_map"),
     "MODEL.FREECP.PROTOCOL": (
         *("paper", lambda model: (model.protocol.authors, model.window), ("ClearCLIP", 448)),
         BASE_ALONE,

@@ -7,7 +7,7 @@ order of sums; the others are some three times what rounding does to this small 
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import open_clip
@@ -146,6 +146,7 @@ def test_freecp(case, output, build, device, precision, inputs, vectors, cases):
         descriptions={},
         text_cache=None,
         head=PurificationHead(settings["redundancy_threshold"], settings["ambiguity_threshold"]),
+        output=output,
         window=settings["window"],
         stride=settings["stride"],
         batch_size=4,
@@ -153,8 +154,9 @@ def test_freecp(case, output, build, device, precision, inputs, vectors, cases):
         pixel_std=STD,
         input_format="RGB",
     ).to(device)
-    model.output = output
-    model.text, model.descriptions = (inputs[k].to(device) for k in ("text", "descriptions"))
+    model.words = replace(model.words, text=inputs["text"], descriptions=inputs["descriptions"]).to(
+        torch.device("cpu")
+    )
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     height, width = settings["output_size"]
     image = inputs["large_image"][0] * std + mean

@@ -14,14 +14,14 @@ from torch.utils._pytree import tree_leaves
 
 import freecp_d2.meta_arch
 import freecp_d2.scores
+import freecp_d2.words
 from freecp_d2 import FreeCP
 from freecp_d2.clip import DenseCLIP
 from freecp_d2.data import Vocabulary
 from freecp_d2.data.benchmarks.protocols import SAME
-from freecp_d2.meta_arch import patch_padding, windows_of
 from freecp_d2.purification import PurificationHead, stages
 from freecp_d2.purification.stages import to_host
-from freecp_d2.sliding_window import upsample_rows
+from freecp_d2.sliding_window import patch_padding, upsample_rows, windows_of
 
 MEAN, STD = (122.771, 116.746, 104.094), (68.501, 66.632, 70.323)
 
@@ -52,7 +52,8 @@ def build(encoder: DenseCLIP, inputs: dict, case: dict, enabled: bool = True, **
         "vocabulary": vocabulary,
         "descriptions": {},
         "text_cache": None,
-        "head": head if enabled else None,
+        "head": head,
+        "enabled": enabled,
         "window": case.get("window", 0),
         "stride": case.get("stride", 0),
         "batch_size": 4,
@@ -63,8 +64,14 @@ def build(encoder: DenseCLIP, inputs: dict, case: dict, enabled: bool = True, **
         **options,
     }
     model = FreeCP(**arguments)
-    model.text, model.descriptions = inputs["text"], inputs["descriptions"]
+    model.words = replace(model.words, text=inputs["text"], descriptions=inputs["descriptions"])
     return model
+
+
+def rename(freecp: FreeCP, vocabulary: Vocabulary) -> None:
+    """Group the same queries into other classes."""
+    query_class = torch.tensor(vocabulary.query_class)
+    freecp.words = replace(freecp.words, vocabulary=vocabulary, query_class=query_class)
 
 
 def as_detectron2(normalised: torch.Tensor, **fields) -> dict:
@@ -251,21 +258,20 @@ def test_a_class_takes_the_best_of_its_names(model, inputs):
     for enabled in (True, False):
         freecp = model("sliding", enabled=enabled)
         single = freecp([x])[0]["sem_seg"]
-        freecp.vocabulary = Vocabulary((tuple("abcdefgh"), tuple("ijklmno")))
-        freecp.query_class = torch.tensor(freecp.vocabulary.query_class)
+        rename(freecp, Vocabulary((tuple("abcdefgh"), tuple("ijklmno"))))
         double = freecp([x])[0]["sem_seg"]
         assert double.equal(torch.stack([single[:8].amax(0), single[8:].amax(0)]))
 
 
 def test_purified_channels_are_not_upsampled(model, inputs, monkeypatch):
     channels = []
-    upsample = freecp_d2.meta_arch.upsample
+    upsample = freecp_d2.scores.upsample
 
     def counted(maps, size):
         channels.append(len(maps))
         return upsample(maps, size)
 
-    monkeypatch.setattr(freecp_d2.meta_arch, "upsample", counted)
+    monkeypatch.setattr(freecp_d2.scores, "upsample", counted)
     sem_seg = model("sliding")([as_detectron2(inputs["large_image"])])[0]["sem_seg"]
     *windows, final = channels
     assert final == int(sem_seg.flatten(1).any(1).sum()) < 15
@@ -293,7 +299,7 @@ def test_the_label_map_a_map_at_a_time_is_the_same(case, model, inputs, monkeypa
     freecp.output = "label_map"
     x = as_detectron2(inputs["large_image"], height=90, width=100)
     (together,) = freecp([x])
-    monkeypatch.setattr(freecp_d2.meta_arch, "MAP_VALUES", 1)
+    monkeypatch.setattr(freecp_d2.scores, "MAP_VALUES", 1)
     (one_by_one,) = freecp([x])
     assert one_by_one["label_map"].equal(together["label_map"])
     assert one_by_one["scores"].equal(together["scores"])
@@ -318,7 +324,7 @@ def test_a_label_map_needs_no_score_of_every_class_at_every_pixel(
     enabled, model, inputs, monkeypatch
 ):
     monkeypatch.setattr(freecp_d2.scores, "STRIP_VALUES", 2**16)
-    monkeypatch.setattr(freecp_d2.meta_arch, "MAP_VALUES", 2**16)
+    monkeypatch.setattr(freecp_d2.scores, "MAP_VALUES", 2**16)
     freecp = model("sliding", enabled=enabled)
     if enabled:
         freecp.head.redundancy = freecp.head.ambiguity = False
@@ -344,20 +350,26 @@ def test_under_autocast(enabled, model, inputs):
 
 def test_buffers_are_where_the_encoder_is(encoder, inputs, cases, monkeypatch):
     for name in ("cached_text_features", "description_features"):
-        monkeypatch.setattr(freecp_d2.meta_arch, name, lambda *_: torch.zeros(15, 32))
+        monkeypatch.setattr(freecp_d2.words, name, lambda *_: torch.zeros(15, 32))
     freecp = build(encoder("sliding").to("meta"), inputs, cases["sliding"])
     freecp.set_vocabulary(freecp.vocabulary)
     devices = {name: buffer.device.type for name, buffer in freecp.named_buffers()}
-    assert devices.keys() >= {"pixel_mean", "pixel_std", "text", "descriptions", "query_class"}
+    words = freecp.words
+    for name, tensor in (
+        ("text", words.text),
+        ("descriptions", words.descriptions),
+        ("query_class", words.query_class),
+    ):
+        devices[name] = tensor.device.type
+    assert devices.keys() >= {"pixel_mean", "pixel_std"}
     assert set(devices.values()) == {"meta"} and freecp.device.type == "meta"
 
 
 def test_what_was_removed_is_said(model, inputs, encoder):
     """Against the head, window by window, with classes of two names."""
     freecp = model("sliding")
-    freecp.vocabulary = Vocabulary(tuple((f"{i}", f"{i}b") for i in range(7)) + (("14",),))
-    query_class = freecp.vocabulary.query_class
-    freecp.query_class = torch.tensor(query_class)
+    rename(freecp, Vocabulary(tuple((f"{i}", f"{i}b") for i in range(7)) + (("14",),)))
+    query_class, words = freecp.vocabulary.query_class, freecp.words
     x = as_detectron2(inputs["large_image"])
     (result,) = freecp([x])
     kept, kept_redundancy = torch.zeros(8).bool(), torch.zeros(8).bool()
@@ -365,7 +377,7 @@ def test_what_was_removed_is_said(model, inputs, encoder):
     for window in windows_of(0, inputs["large_image"].shape[2:], freecp.window, freecp.stride):
         pixels = inputs["large_image"][:, :, window.rows, window.columns]
         purified = freecp.head(
-            pixels, encoder("sliding")(pixels), freecp.text, freecp.descriptions, freecp.encoder
+            pixels, encoder("sliding")(pixels), words.text, words.descriptions, freecp.encoder
         )
         for query, class_id in enumerate(query_class):
             kept[class_id] |= purified.kept[0, query]
@@ -406,7 +418,7 @@ def test_its_state_is_the_encoders(model):
     freecp = model("sliding")
     assert all(key.startswith("encoder.") for key in freecp.state_dict())
     buffers = {name for name, _ in freecp.named_buffers() if not name.startswith("encoder.")}
-    assert buffers == {"pixel_mean", "pixel_std", "text", "descriptions", "query_class"}
+    assert buffers == {"pixel_mean", "pixel_std"}
 
 
 @pytest.mark.parametrize("enabled", [True, False])
@@ -435,11 +447,11 @@ def test_segmenting_again_does_not_encode_again(model, inputs, monkeypatch):
     expected = freecp(batch)
     encoded = freecp.encode(batch)
     monkeypatch.setattr(freecp.encoder, "forward", None)
-    for result, other in zip(freecp.segment(encoded), expected, strict=True):
+    for result, other in zip(freecp.segment(encoded, freecp.words), expected, strict=True):
         assert result["sem_seg"].equal(other["sem_seg"])
     freecp.head.redundancy_threshold = 0.0
     freecp.head.ambiguity = False
-    assert freecp.segment(encoded)[0]["kept"].sum() > expected[0]["kept"].sum()
+    assert freecp.segment(encoded, freecp.words)[0]["kept"].sum() > expected[0]["kept"].sum()
 
 
 def test_the_device_is_waited_for_once_more_for_the_batch(model, inputs, monkeypatch):

@@ -41,7 +41,7 @@ def facts_of(cfg: CfgNode, model: FreeCP) -> dict[str, Any]:
         "vocabulary": freecp.VOCABULARY,
         "device": str(model.device),
         "precision": precision_of(model.encoder),
-        "words": hash_of_words(model.vocabulary),
+        "words": model.vocabulary and hash_of_words(model.vocabulary),
         "descriptions": hash_of_descriptions(freecp.DESCRIPTIONS),
         "weights": hash_of_weights(model.encoder),
         "versions": {

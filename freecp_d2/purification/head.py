@@ -162,18 +162,30 @@ class PurificationHead(nn.Module):
 
     @torch.no_grad()
     def select(
-        self, features: DenseFeatures, text: Tensor, descriptions: Tensor, logit_scale: float
+        self,
+        features: DenseFeatures,
+        text: Tensor,
+        descriptions: Tensor,
+        logit_scale: float,
+        num_background: int | None = None,
+        threshold: float | None = None,
     ) -> Candidates:
-        """Redundancy purification. Arguments and errors are those of :meth:`forward`."""
-        self._require_class(len(text))
+        """Redundancy purification. Arguments and errors are those of :meth:`forward`.
+
+        Args:
+            num_background, threshold: in place of the head's own and of its redundancy threshold.
+        """
+        if num_background is None:
+            num_background = self.num_background
+        _require_class(len(text), num_background)
         probabilities, refined, consistency, kept = stages.select_candidates(
             features.patches,
             features.attention,
             text,
             logit_scale,
             features.grid,
-            self.num_background,
-            self.redundancy_threshold,
+            num_background,
+            self.redundancy_threshold if threshold is None else threshold,
             self.box_full_extent,
             self.true_iou,
         )
@@ -196,7 +208,7 @@ class PurificationHead(nn.Module):
             ValueError: NaN or infinity in either, or a zero row or column
                 (:class:`NonFiniteInput`), or no class.
         """
-        self._require_class(probabilities.shape[1])
+        _require_class(probabilities.shape[1], self.num_background)
         refined, consistency, kept = stages.purify_maps(
             probabilities,
             stages.normalize(probabilities),
@@ -211,12 +223,6 @@ class PurificationHead(nn.Module):
             raise _non_finite((("probabilities", probabilities), ("attention", attention)))
         return Candidates(probabilities, refined, consistency, kept, kept_on_host)
 
-    def _require_class(self, queries: int) -> None:
-        if queries <= self.num_background:
-            raise ValueError(
-                f"{queries} queries, {self.num_background} of them background: name a class"
-            )
-
     def _stays(
         self, kept: Tensor, consistency: Tensor, source: Tensor
     ) -> tuple[Tensor, np.ndarray, bool]:
@@ -230,9 +236,21 @@ class PurificationHead(nn.Module):
 
     @torch.no_grad()
     def resolve(
-        self, images: Tensor, candidates: Candidates, descriptions: Tensor, encoder: Encoder
+        self,
+        images: Tensor,
+        candidates: Candidates,
+        descriptions: Tensor,
+        encoder: Encoder,
+        num_background: int | None = None,
+        threshold: float | None = None,
     ) -> PurifiedMaps:
-        """Ambiguity purification. Arguments are those of :meth:`forward`."""
+        """Ambiguity purification. Arguments are those of :meth:`forward`.
+
+        Args:
+            num_background, threshold: in place of the head's own and of its ambiguity threshold.
+        """
+        if num_background is None:
+            num_background = self.num_background
         refined, kept = candidates.refined, candidates.kept
         beaten_by = torch.full(kept.shape, -1, device=kept.device)
         if self.ambiguity:
@@ -240,12 +258,12 @@ class PurificationHead(nn.Module):
                 images,
                 refined,
                 candidates.kept_on_host,
-                descriptions[self.num_background :],
+                descriptions[num_background:],
                 lambda crops: torch.cat(
                     [encoder.encode_cls(part) for part in crops.split(self.crop_batch_size)]
                 ),
                 encoder.patch_size,
-                self.ambiguity_threshold,
+                self.ambiguity_threshold if threshold is None else threshold,
                 self.box_full_extent,
             )
         return PurifiedMaps(
@@ -257,6 +275,11 @@ class PurificationHead(nn.Module):
             probabilities=candidates.probabilities,
             beaten_by=beaten_by,
         )
+
+
+def _require_class(queries: int, num_background: int) -> None:
+    if queries <= num_background:
+        raise ValueError(f"{queries} queries, {num_background} of them background: name a class")
 
 
 def _non_finite(

@@ -41,7 +41,7 @@ from freecp_d2.data.images import HEIC_SENTENCE, image_suffixes
 from freecp_d2.evaluation.coco import encode_segments
 from freecp_d2.files import whole_file, write_whole
 from freecp_d2.fonts import draw_text, set_fonts, text_length
-from freecp_d2.predictor import names_a_file
+from freecp_d2.inputs import names_a_file
 from freecp_d2.video import open_video
 
 LONG_SIDE = 600, 1600

@@ -47,9 +47,8 @@ def main() -> None:
         ("transformers", hugging, HuggingFaceFreeCP),
     ):
         model = kind(cfg).to(cfg.MODEL.DEVICE).eval()
-        model.output = "label_map"
         ours = evaluate(model, batches, dataset)
-        model.head = None
+        model.enabled = False
         rows.append((name, evaluate(model, batches, dataset), ours))
     print(f"\nmIoU on {len(batches)} scenes, percent\n")
     print(tabulate(rows, ("SceneCLIP in", "alone", "+ FreeCP"), "github", floatfmt=".1f"))

@@ -10,7 +10,7 @@ from encoders import SceneEncoder, normalize, scene
 from torch import Tensor
 
 from freecp_d2.clip import DenseFeatures
-from freecp_d2.meta_arch import windows_of
+from freecp_d2.sliding_window import windows_of
 
 REDUNDANCY_THRESHOLD, AMBIGUITY_THRESHOLD = 0.05, 0.7
 PATCH, SEED, DIMENSION = 16, 1000, 512

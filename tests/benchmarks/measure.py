@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -173,14 +174,18 @@ def measure_image(sizes: Sizes, quick: bool, device: torch.device) -> dict:
         "MODEL.FREECP.REDUNDANCY_THRESHOLD": REDUNDANCY_THRESHOLD,
         "MODEL.FREECP.AMBIGUITY_THRESHOLD": AMBIGUITY_THRESHOLD,
         "MODEL.FREECP.DESCRIPTIONS": "",
+        "MODEL.FREECP.OUTPUT": "label_map",
     }
     opts = [item for pair in overrides.items() for item in pair]
     cfg = load_config(str(ROOT / f"configs/scenes/{METHOD}.yaml"), opts)
     names = class_names(classes)
     model = FreeCP(cfg, vocabulary=Vocabulary.from_names(names)).eval()
-    model.encoder, model.output = ours, "label_map"
-    model.text = ours.text(names)
-    model.descriptions = ours.text(names, "a picture with a {} in it.")
+    model.encoder = ours
+    words = model.words = replace(
+        model.words,
+        text=ours.text(names),
+        descriptions=ours.text(names, "a picture with a {} in it."),
+    )
 
     image = scene(SEED, *sizes.image)
     windows = image_windows(sizes).to(device)
@@ -203,7 +208,7 @@ def measure_image(sizes: Sizes, quick: bool, device: torch.device) -> dict:
 
     def transcribed(encoder: SceneEncoder) -> Tensor:
         return segment(
-            *(image.to(device), model.text, model.descriptions, encoder, *threshold, 0),
+            *(image.to(device), words.text, words.descriptions, encoder, *threshold, 0),
             *(sizes.window, sizes.stride, sizes.image),
         )[1]
 

@@ -8,7 +8,7 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 
-import freecp_d2.meta_arch
+import freecp_d2.words
 from freecp_d2 import add_freecp_config, load_config
 from freecp_d2.clip import DenseCLIP
 from freecp_d2.data import load_vocabulary
@@ -145,13 +145,13 @@ def test_a_config_that_was_not_loaded_by_load_config(monkeypatch, caplog):
     assert InferenceMapper(cfg).min_size == 336
     encode = torch.zeros
     monkeypatch.setattr(
-        freecp_d2.meta_arch,
+        freecp_d2.words,
         "cached_text_features",
         lambda clip, _, texts, cache: encode(len(texts), 2),
     )
     with caplog.at_level(logging.INFO):
         model = build_model(cfg)
     assert "PROTOCOL paper" in caplog.text and "SCLIP" in caplog.text
-    assert (model.window, model.stride, len(model.text)) == (224, 112, 56)
+    assert (model.window, model.stride, len(model.words.text)) == (224, 112, 56)
     assert model.protocol == PAPER["sclip"]["voc21"]
     assert isinstance(model.encoder, DenseCLIP) and model.encoder.last_block == "residual"

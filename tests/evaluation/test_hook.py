@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -89,9 +90,9 @@ def freecp(encoder, inputs, dataset):
     # CLIP's weights are random: its features of the first image's halves are the classes' "texts".
     image = mapper()(DatasetCatalog.get(dataset)[0])["image"]
     halves = model.encoder(((image - model.pixel_mean) / model.pixel_std)[None]).patches[0]
-    model.text = inputs["text"][:5].clone()
-    model.text[:2] = nn.functional.normalize(halves.unflatten(0, (2, -1)).mean(dim=1), dim=1)
-    model.descriptions = model.text
+    text = inputs["text"][:5].clone()
+    text[:2] = nn.functional.normalize(halves.unflatten(0, (2, -1)).mean(dim=1), dim=1)
+    model.words = replace(model.words, text=text, descriptions=text)
     return model
 
 

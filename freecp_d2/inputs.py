@@ -1,0 +1,130 @@
+"""Images and words in the forms in which people give them to a predictor."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from detectron2.utils.file_io import PathManager
+from PIL import Image
+
+from .data import Vocabulary, load_vocabulary, normalized_name
+from .data.images import read_image, to_pixels
+from .files import PACKAGED
+
+FILE_SUFFIXES = ".txt .json .csv .tsv .yaml .yml .names .lst .list .py .md".split()
+"""A word that ends so is the path of a file, there or not, and no class."""
+
+ImageLike: TypeAlias = str | os.PathLike | Image.Image | np.ndarray
+VocabularyLike: TypeAlias = (
+    Vocabulary | Sequence[str] | Sequence[Sequence[str]] | str | os.PathLike | None
+)
+
+
+def as_vocabulary(vocabulary: Any) -> Vocabulary:
+    """The vocabulary of a list of names or of lists of names, of a file, or a vocabulary itself.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        TypeError, ValueError: it is no vocabulary, or none that can be used.
+    """
+    if isinstance(vocabulary, Vocabulary):
+        return vocabulary
+    if isinstance(vocabulary, str | os.PathLike):
+        path = os.path.expanduser(os.fspath(vocabulary))
+        if not path.startswith(PACKAGED) and not os.path.isfile(path):
+            raise FileNotFoundError(f"vocabulary {path!r}: {_no_vocabulary(vocabulary)}")
+        return load_vocabulary(path)
+    if not isinstance(vocabulary, Sequence):
+        raise TypeError(f"a vocabulary is a list of names or a file, not {type(vocabulary)}")
+    classes = []
+    for number, entry in enumerate(vocabulary, start=1):
+        names = [entry] if isinstance(entry, str) else entry
+        if not isinstance(names, Sequence) or not all(isinstance(n, str) for n in names):
+            raise TypeError(f"class {number} must be a name or a list of names, not {entry!r}")
+        classes.append(tuple(name.strip() for name in names))
+    return Vocabulary(tuple(classes))
+
+
+def names_a_file(text: str) -> bool:
+    """Whether words are the path of a vocabulary's file rather than class names.
+
+    They are where there is such a file, or where they look like one: "words.txt", "../words".
+    """
+    if os.path.isfile(text) or text.startswith(PACKAGED):
+        return True
+    path = Path(text)
+    return "," not in text and (
+        path.suffix.lower() in FILE_SUFFIXES or text.startswith(("/", "./", "../", "~/"))
+    )
+
+
+def _no_vocabulary(given: str | os.PathLike) -> str:
+    """Why it is no file of a vocabulary, and what was meant perhaps."""
+    if os.path.isdir(given):
+        return "this is a folder; give the path of a file with one class a line"
+    if not isinstance(given, str) or names_a_file(given):
+        return "there is no such file; check the path"
+    names = [name.strip() for name in given.split(",") if name.strip()]
+    return (
+        f"there is no such file; give a list of names, {names}, or the path of a file with one "
+        "class a line"
+    )
+
+
+def with_background(vocabulary: Vocabulary, background: bool | Sequence[str]) -> Vocabulary:
+    """The vocabulary with a scored background.
+
+    Args:
+        background: True: its own background names, or else the 26 of METHOD.md step 0 without those
+            that name a class. A list: these names. False: as it is.
+
+    Raises:
+        ValueError: `background` is a string.
+    """
+    if background is True and not vocabulary.background:
+        classes = {normalized_name(name) for names in vocabulary.classes for name in names}
+        default = load_vocabulary(f"{PACKAGED}benchmarks/published/voc21.json").background
+        background = [name for name in default if normalized_name(name) not in classes]
+    if isinstance(background, str):
+        raise ValueError(f"background is {background!r}; give True or a list of names")
+    if isinstance(background, bool):
+        return vocabulary
+    return replace(vocabulary, background=tuple(background))
+
+
+def as_pixels(image: object, exif_orientation: bool) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of a path, a PIL image or an array.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        TypeError, ValueError: it is no image, or none that can be read.
+    """
+    if isinstance(image, str | os.PathLike):
+        if not PathManager.isfile(os.fspath(image)):
+            what = "a folder, not an image" if os.path.isdir(image) else "no such file"
+            raise FileNotFoundError(f"{os.fspath(image)}: {what}; check the path")
+        return read_image(image, exif_orientation=exif_orientation)
+    if isinstance(image, Image.Image):
+        try:
+            return to_pixels(image, "a PIL image", exif_orientation)[0]
+        except (OSError, ValueError) as error:
+            raise ValueError(f"a PIL image that cannot be read ({error}); replace it") from error
+    if not isinstance(image, np.ndarray):
+        raise no_image(image)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise ValueError(
+            f"an array of shape {image.shape} and dtype {image.dtype}; an image is (height, width, "
+            "3) uint8 in RGB order, and several images are a list"
+        )
+    return image.copy()
+
+
+def no_image(image: object) -> TypeError:
+    """What to raise for something that is neither an image nor images."""
+    return TypeError(
+        f"{type(image)} is no image; give a path, a PIL image, a NumPy array (height, width, 3) "
+        "uint8 in RGB order, or a list of these"
+    )
