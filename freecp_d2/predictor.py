@@ -10,13 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, overload
 
-import matplotlib
 import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import Metadata
 from detectron2.utils.file_io import PathManager
-from detectron2.utils.visualizer import Visualizer
 from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
 from torch import Tensor
@@ -26,7 +24,6 @@ from .data import Vocabulary, load_vocabulary, normalized_name
 from .data.images import read_image, resize_shortest_edge, to_pixels
 from .data.mapper import InferenceMapper
 from .files import PACKAGED
-from .fonts import set_fonts
 from .meta_arch import EncodedImages, FreeCP, configured_vocabulary
 from .sliding_window import WindowMean, upsample
 
@@ -96,6 +93,10 @@ class Segmentation:
         Returns:
             (H * scale, W * scale, 3) uint8 RGB.
         """
+        from detectron2.utils.visualizer import Visualizer  # with matplotlib, which takes its time
+
+        from .fonts import set_fonts
+
         metadata = Metadata(stuff_classes=list(self.class_names), stuff_colors=self.colors.tolist())
         visualizer = Visualizer(self.image, metadata, scale)
         smallest = max(self.label_map.size // 500, 1)
@@ -549,6 +550,8 @@ def _colors(classes: int, background: bool) -> np.ndarray:
     shades = np.array([(0.85, 0.95), (0.6, 0.75), (0.45, 1.0), (0.9, 0.6), (0.3, 0.85)])
     saturation, value = shades[index % len(shades)].T
     hue = (0.58 + index * 0.61803398875) % 1
-    rgb = matplotlib.colors.hsv_to_rgb(np.stack([hue, saturation, value], axis=1))
+    from matplotlib.colors import hsv_to_rgb  # see Segmentation.draw
+
+    rgb = hsv_to_rgb(np.stack([hue, saturation, value], axis=1))
     own = (255 * rgb).round().astype(np.uint8)
     return np.concatenate([np.full((int(background), 3), 64, np.uint8), own])

@@ -486,7 +486,9 @@ def _parse_literal(text: str) -> list[tuple[str, Any]]:
     if len(literals) != 1:
         raise ValueError(f"it has {len(literals)} dict literals; leave one in the file")
     (literal,) = literals
-    names = [key.value if isinstance(key, ast.Constant) else None for key in literal.keys]
+    names: list[Any] = [
+        key.value if isinstance(key, ast.Constant) else None for key in literal.keys
+    ]
     if not all(isinstance(name, str) for name in names):
         raise ValueError("its dict has a key that is no plain text; write class names in quotes")
     try:
