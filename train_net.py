@@ -2,167 +2,32 @@
 
     python train_net.py --config-file configs/scenes/clearclip.yaml --eval-only
 
-The options are Detectron2's own, --register, --coco-predictions and --compare-with. Results lie in
-OUTPUT_DIR, or in OUTPUT_DIR/<data set> where several are evaluated. There is no training: FreeCP
-has no parameters of its own, and CLIP (MODEL.CLIP.PRETRAINED) stays frozen.
+Detectron2's entry point: its options, `Trainer`, `main(args)` and `launch`. What they do is in
+freecp_d2/cli/evaluate.py, which `freecp evaluate` runs where the library is installed.
 """
 
 import argparse
 import os
-import runpy
 import sys
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
-# Before torch is loaded. Its threads otherwise spin while they wait for each other, which makes
-# everything some ten times slower as soon as another process wants one of the cores.
+# Before torch is loaded; see freecp.py.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import torch
-from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog, build_detection_test_loader
-from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, launch
-from detectron2.evaluation import verify_results
-from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
+from freecp_d2.cli import evaluate
+from freecp_d2.cli.evaluate import Trainer, launch_ranks
+from freecp_d2.cli.evaluate import evaluate as main
 
-from freecp_d2 import load_config
-from freecp_d2.data.mapper import InferenceMapper
-from freecp_d2.distributed import job_token, require_one_job
-from freecp_d2.evaluation import FreeCPSemSegEvaluator
-from freecp_d2.evaluation.facts import facts_of
-from freecp_d2.evaluation.sem_seg import require_registered
-from freecp_d2.evaluation.table import markdown_table
-from freecp_d2.files import require_writable
+__all__ = ["Trainer", "launch_ranks", "main", "parse_args"]
 
 
-class Trainer(DefaultTrainer):
-    """Detectron2's trainer, of which only the evaluation is used."""
-
-    @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> torch.utils.data.DataLoader:
-        """Images of `dataset_name`, read and resized by `InferenceMapper`."""
-        return build_detection_test_loader(cfg, dataset_name, mapper=InferenceMapper(cfg))
-
-    @classmethod
-    def build_evaluator(
-        cls, cfg: CfgNode, dataset_name: str, **options: Any
-    ) -> FreeCPSemSegEvaluator:
-        """Writes its results to OUTPUT_DIR, or to a folder in it where there are several data sets.
-
-        Raises:
-            ValueError: `dataset_name` is not registered for semantic segmentation.
-        """
-        require_registered(dataset_name)
-        evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
-        if evaluator_type != "sem_seg":
-            raise ValueError(
-                f"{dataset_name}: evaluator_type is {evaluator_type!r}; only data sets registered "
-                "with 'sem_seg' can be evaluated"
-            )
-        folder = os.path.join(cfg.OUTPUT_DIR, dataset_name if len(cfg.DATASETS.TEST) > 1 else "")
-        return FreeCPSemSegEvaluator(dataset_name, output_dir=folder, **options)
-
-
-def setup(args: argparse.Namespace) -> CfgNode:
-    """The frozen config of the command line, with logging set up."""
-    cfg = load_config(args.config_file, [*args.opts, "MODEL.FREECP.OUTPUT", "label_map"])
-    require_writable(Path(cfg.OUTPUT_DIR))
-    default_setup(cfg, args)
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="freecp_d2")
-    return cfg
-
-
-def main(args: argparse.Namespace) -> dict:
-    """Evaluate on every data set of DATASETS.TEST.
-
-    Raises:
-        ValueError: DATASETS.TEST is empty.
-    """
-    for file in args.register:
-        runpy.run_path(file)
-    cfg = setup(args)
-    if not cfg.DATASETS.TEST:
-        raise ValueError("DATASETS.TEST is empty; name the data sets to evaluate")
-    # First, since they see what is wrong with the data, and loading CLIP takes longer.
-    options = {
-        "stage_seconds": lambda: model.timings,
-        "coco_predictions": args.coco_predictions,
-        "compare_with": args.compare_with,
-    }
-    evaluators = [Trainer.build_evaluator(cfg, name, **options) for name in cfg.DATASETS.TEST]
-    model = Trainer.build_model(cfg)
-    facts = facts_of(cfg, model)
-    for evaluator in evaluators:
-        evaluator.check_vocabulary(model.vocabulary)
-        evaluator.facts.update(facts)
-    results = Trainer.test(cfg, model, evaluators)
-    if comm.is_main_process():
-        print(f"\n{markdown_table([evaluator.results for evaluator in evaluators])}\n")
-        verify_results(cfg, results)
-    if comm.get_world_size() > 1:
-        # With GLOO, a rank that leaves its process group alive may abort at exit, and launch()
-        # then kills the others, rank 0 perhaps before it has written the results.
-        comm.synchronize()
-        torch.distributed.destroy_process_group()
-    return results
-
-
-def run(args: argparse.Namespace) -> None:
-    """What each rank runs: :func:`main`, and one line where something is wrong with the input."""
-    try:
-        require_one_job(args.job, max(args.num_machines * args.num_gpus, 1))
-        main(args)
-    except (OSError, ValueError) as error:
-        sys.exit(f"train_net.py: {error}")
-
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Detectron2's options and those of this script."""
-    parser = default_argument_parser(epilog=__doc__)
-    parser.add_argument(
-        "--register",
-        action="append",
-        default=[],
-        metavar="FILE.py",
-        help="run this file first; it registers a data set (projects/CamVid/camvid.py is an "
-        "example); may be given several times",
-    )
-    parser.add_argument(
-        "--coco-predictions",
-        action="store_true",
-        help="also write sem_seg_predictions.json, COCO's RLE segments",
-    )
-    parser.add_argument(
-        "--compare-with",
-        metavar="results.json",
-        help="of the base method on the same data set; the report shows both",
-    )
-    # Detectron2's port is the same for all jobs of a user.
-    parser.set_defaults(dist_url="auto")
-    args = parser.parse_args(argv)
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Detectron2's options and those of `freecp evaluate`; --eval-only is the one task."""
+    args = evaluate.parse_args(argv, "train_net.py")
     if not args.eval_only:
         sys.exit("train_net.py: FreeCP is training-free, nothing to train: use --eval-only")
-    if not args.config_file:
-        sys.exit("train_net.py: name a config: --config-file configs/scenes/clearclip.yaml")
-    if args.num_machines > 1 and args.dist_url == "auto":
-        sys.exit(
-            "train_net.py: several machines need --dist-url tcp://<the first's address>:<port>"
-        )
-    args.job = job_token(args)
     return args
 
 
 if __name__ == "__main__":
-    args = parse_args()
-    try:
-        launch(
-            run,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args,),
-        )
-    except torch.multiprocessing.ProcessExitedException as error:
-        sys.exit(str(error) if error.signal_name else 1)  # otherwise the rank has said why
+    launch_ranks(parse_args())

@@ -2,6 +2,8 @@
 
 import os
 
+__version__ = "0.1.0"
+
 # The processes of freecp_d2.data.prepare start with this variable, and need neither torch nor
 # Detectron2: only their own modules are imported there.
 if "FREECP_D2_PREPARE_WORKER" not in os.environ:

@@ -4,13 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import matplotlib
 import numpy as np
 from detectron2.data import Metadata
-from detectron2.utils.visualizer import Visualizer
 
 from .data import Vocabulary
-from .fonts import set_fonts
 
 
 @dataclass(frozen=True)
@@ -67,6 +64,10 @@ class Segmentation:
         Returns:
             (H * scale, W * scale, 3) uint8 RGB.
         """
+        from detectron2.utils.visualizer import Visualizer  # with matplotlib, which takes its time
+
+        from .fonts import set_fonts
+
         metadata = Metadata(stuff_classes=list(self.class_names), stuff_colors=self.colors.tolist())
         visualizer = Visualizer(self.image, metadata, scale)
         smallest = max(self.label_map.size // 500, 1)
@@ -149,6 +150,8 @@ def _colors(classes: int, background: bool) -> np.ndarray:
     shades = np.array([(0.85, 0.95), (0.6, 0.75), (0.45, 1.0), (0.9, 0.6), (0.3, 0.85)])
     saturation, value = shades[index % len(shades)].T
     hue = (0.58 + index * 0.61803398875) % 1
-    rgb = matplotlib.colors.hsv_to_rgb(np.stack([hue, saturation, value], axis=1))
+    from matplotlib.colors import hsv_to_rgb  # see Segmentation.draw
+
+    rgb = hsv_to_rgb(np.stack([hue, saturation, value], axis=1))
     colors = (255 * rgb).round().astype(np.uint8)
     return np.concatenate([np.full((int(background), 3), 64, np.uint8), colors])

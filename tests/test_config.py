@@ -1,6 +1,5 @@
 """Configs: what is none is named, nothing in one is run, and every key reaches what it is for."""
 
-import importlib.util
 import json
 import logging
 import os
@@ -26,6 +25,7 @@ from freecp_d2 import (
     list_configs,
     load_config,
 )
+from freecp_d2.cli import segment
 from freecp_d2.data.mapper import InferenceMapper
 from freecp_d2.files import PACKAGED, local_path
 
@@ -84,19 +84,11 @@ def test_the_payloads_would_run(tmp_path, trace):
         trace.unlink()
 
 
-def module_of(path: Path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_the_demo_refuses_python(tmp_path, trace, capsys):
     file = tmp_path / "config.yaml"
     file.write_text(payloads(trace)["system"])
-    demo = module_of(ROOT / "projects" / "Demo" / "demo.py")
     arguments = ["--config-file", str(file), "--input", str(tmp_path), "--output", str(tmp_path)]
-    assert demo.main([*arguments, "--vocabulary", "a, b"]) == 1
+    assert segment.main([*arguments, "--vocabulary", "a, b"]) == 1
     refused(capsys.readouterr().err, file, trace)
 
 

@@ -29,7 +29,7 @@ PAGES = (
     "CONTRIBUTING.md",
     *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
 )
-COPIED = ("configs", "docs", "freecp_d2", "projects", "train_net.py")
+COPIED = ("configs", "docs", "freecp_d2", "projects", "freecp.py", "train_net.py")
 NOT_RUN = {
     "README.md": 4,
     "CONTRIBUTING.md": 1,
@@ -39,7 +39,7 @@ NOT_RUN = {
     "docs/thresholds.md": 1,
 }
 """How many blocks of commands of a page nobody runs. Adding one is a decision: say so here."""
-COMMANDS = {"python", "make", "pip", "git", "export", "cd", ".", "mkdir", "bash", "curl"}
+COMMANDS = {"python", "freecp", "make", "pip", "git", "export", "cd", ".", "mkdir", "bash", "curl"}
 SHELLS = ("sh", "bash")
 
 
@@ -116,8 +116,10 @@ def programs() -> dict[tuple[str, ...], set[str]]:
     """Program, as `python` takes it -> the flags that commands that are not run give it."""
     found: dict[tuple[str, ...], set[str]] = defaultdict(set)
     for _, words in commands_not_run():
+        if words[0] == "freecp":
+            words = ["python", "freecp.py", *words[1:]]
         if words[0] == "python" and words[1] != "-c":
-            size = 3 if words[1] == "-m" else 2
+            size = 3 if words[1] in ("-m", "freecp.py") else 2
             flags = {word.split("=")[0] for word in words[size:] if word.startswith("--")}
             found[tuple(words[1:size])] |= flags
     return found
@@ -135,7 +137,10 @@ def workplace(tmp_path: Path) -> tuple[Path, dict[str, str]]:
     python = tmp_path / ".bin" / "python"
     python.parent.mkdir()
     python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
-    python.chmod(0o755)
+    freecp = python.with_name("freecp")
+    freecp.write_text(f'#!/bin/sh\nexec {shlex.quote(str(python))} -m freecp "$@"\n')
+    for program in (python, freecp):
+        program.chmod(0o755)
     environment = {k: v for k, v in os.environ.items() if k != "DETECTRON2_DATASETS"}
     environment |= {
         "OMP_NUM_THREADS": "1",

@@ -22,7 +22,7 @@ def test_pre_commit_runs_the_locked_ruff():
 def test_the_citation_names_the_paper_and_the_software():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert {"cff-version", "message", "title", "authors"} <= citation.keys()
-    assert "version" not in citation, "the version stands in pyproject.toml alone"
+    assert "version" not in citation, "the version stands in freecp_d2/__init__.py alone"
     (paper,) = citation["references"]
     assert paper["title"] in " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     assert len(paper["authors"]) == 7

@@ -14,6 +14,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 
 from freecp_d2 import add_freecp_config
+from freecp_d2.cli import evaluate
 
 ROOT = Path(__file__).parents[1]
 CONFIG = "configs/scenes/clearclip.yaml"
@@ -66,7 +67,7 @@ def finish(run: subprocess.Popen, folder: Path, name: str) -> tuple[dict, str]:
     return json.loads((folder / name / "results.json").read_text()), out
 
 
-def evaluate(folder: Path, name: str, *args: str) -> tuple[dict, str]:
+def evaluated(folder: Path, name: str, *args: str) -> tuple[dict, str]:
     return finish(start(folder, name, *args), folder, name)
 
 
@@ -79,12 +80,12 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def base(folder) -> tuple[dict, str]:
-    return evaluate(folder, "base", "MODEL.FREECP.ENABLED", "False")
+    return evaluated(folder, "base", "MODEL.FREECP.ENABLED", "False")
 
 
 @pytest.fixture(scope="module")
 def purified(folder, base) -> tuple[dict, str]:
-    return evaluate(folder, "purified", "--compare-with", str(folder / "base" / "results.json"))
+    return evaluated(folder, "purified", "--compare-with", str(folder / "base" / "results.json"))
 
 
 def test_two_ranks_give_the_results_of_one(folder, purified):
@@ -179,7 +180,7 @@ def refuse(folder, monkeypatch):
         fixed += ["MODEL.CLIP.TEXT_CACHE", str(folder / "text"), "MODEL.DEVICE", "cpu"]
         call = ["--config-file", CONFIG, "--eval-only", *options, *fixed, *args[len(options) :]]
         with pytest.raises(SystemExit) as error:
-            script["run"](script["parse_args"](call))
+            evaluate.run(script["parse_args"](call))
         said = str(error.value)
         assert said.startswith("train_net.py: ") and "\n" not in said
         return said

@@ -18,7 +18,9 @@ log = logging.getLogger(__name__)
 
 DEPTHS = 8, 10, 12, 14, 16
 """Bits that a camera or scanner may have filled of the 16 that a file has for them."""
-HEIC_SENTENCE = "HEIC images need one more package, pip install pillow-heif; or save them as JPEG"
+HEIC_SENTENCE = (
+    "HEIC images need one more package, pip install 'freecp_d2[heif]'; or save them as JPEG"
+)
 HEIC_BRANDS = b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"
 """What bytes 8 to 11 of a HEIC or HEIF image are."""
 LOSSLESS = "PNG", "TIFF", "BMP", "PPM", "TGA"

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-from importlib import metadata
 from typing import Any
 
 import detectron2
@@ -12,6 +11,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import nn
 
+from .. import __version__
 from ..clip.loading import PRECISIONS
 from ..data import Vocabulary, load_descriptions
 from ..meta_arch import FreeCP
@@ -45,7 +45,7 @@ def facts_of(cfg: CfgNode, model: FreeCP) -> dict[str, Any]:
         "descriptions": hash_of_descriptions(freecp.DESCRIPTIONS),
         "weights": hash_of_weights(model.encoder),
         "versions": {
-            "freecp_d2": _own_version(),
+            "freecp_d2": __version__,
             "detectron2": detectron2.__version__,
             "torch": torch.__version__,
             "open_clip": open_clip.__version__,
@@ -84,13 +84,6 @@ def hash_of_weights(module: nn.Module) -> str:
         flat = tensor.detach().cpu().contiguous().flatten()
         digest.update(flat.view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def _own_version() -> str:
-    try:
-        return metadata.version("freecp_d2")
-    except metadata.PackageNotFoundError:  # it is run from a checkout
-        return "not installed"
 
 
 def _sha256(content: Any) -> str:

@@ -322,7 +322,9 @@ def test_heic_is_named(tmp_path, monkeypatch, name, brand):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     path = tmp_path / name
     path.write_bytes(b"\0\0\0\x18ftyp" + brand + bytes(60))
-    with pytest.raises(ValueError, match="HEIC images need .*pip install pillow-heif") as error:
+    with pytest.raises(
+        ValueError, match="HEIC images need .*pip install 'freecp_d2.heif.'"
+    ) as error:
         read_image(path)
     one_line(error, str(path))
 

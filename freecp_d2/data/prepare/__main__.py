@@ -3,15 +3,16 @@
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 
 from ..benchmarks.layout import BENCHMARKS, Benchmark
 from . import prepare, verify
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "python -m freecp_d2.data.prepare") -> int:
     """Prepare or verify benchmarks one after the other; 1 when any has a fault."""
-    parser = argparse.ArgumentParser("python -m freecp_d2.data.prepare", description=__doc__)
+    parser = argparse.ArgumentParser(prog, description=__doc__)
     parser.add_argument("benchmark", nargs="+", choices=list(BENCHMARKS))
     parser.add_argument(
         "--root",

@@ -1,10 +1,10 @@
-"""demo.py as the README calls it."""
+"""`freecp segment` as the README calls it."""
 
 import io
 import json
 import os
-import runpy
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -15,10 +15,9 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from freecp_d2 import FreeCPPredictor
+from freecp_d2.cli import segment
 from freecp_d2.data.scenes.scene import draw_scene
 
-ROOT = Path(__file__).parents[2]
-DEMO = runpy.run_path(str(ROOT / "projects" / "Demo" / "demo.py"))
 WORDS = "sky,lawn,road,mushroom"
 OPTS = ["MODEL.DEVICE", "cpu", "MODEL.CLIP.TEXT_CACHE", ""]
 
@@ -27,7 +26,7 @@ def demo(output: Path, *arguments: object, config: str = "scenes/clearclip") -> 
     argv = ["--config-file", config, "--output", output, *arguments]
     if "--opts" not in argv:
         argv.append("--opts")
-    return DEMO["main"]([*map(str, argv), *OPTS])
+    return segment.main([*map(str, argv), *OPTS], "freecp segment")
 
 
 @pytest.fixture(scope="module")
@@ -80,10 +79,10 @@ def test_a_folder_with_a_broken_image(tmp_path, images, scene, capsys):
             want = np.asarray(labels)
         assert want.shape == (image["height"], image["width"])
         got = np.full(want.shape, -1)
-        for segment in coco.imgToAnns[image["id"]]:
-            mask = coco.annToMask(segment) > 0
-            assert mask.sum() == segment["area"] and (got[mask] == -1).all()
-            got[mask] = segment["category_id"]
+        for annotation in coco.imgToAnns[image["id"]]:
+            mask = coco.annToMask(annotation) > 0
+            assert mask.sum() == annotation["area"] and (got[mask] == -1).all()
+            got[mask] = annotation["category_id"]
         assert np.array_equal(got, want)
 
     with Image.open(output / "overlays" / "a" / "x.png") as one:
@@ -129,7 +128,7 @@ def test_results_of_other_words_or_folders_are_not_mixed(tmp_path, images, capsy
 
 
 def test_inputs_are_files_folders_and_patterns(tmp_path, images):
-    find = DEMO["find_images"]
+    find = segment.find_images
     inside = images / "out"
     inside.mkdir()
     Image.new("RGB", (3, 3)).save(inside / "old.png")
@@ -176,10 +175,10 @@ def test_other_files_of_a_folder_are_named_and_skipped(tmp_path, mixed, capsys, 
     captured = capsys.readouterr()
     lines = [line for line in captured.err.splitlines() if "skipped" in line]
     assert lines == [
-        "demo.py: skipped IMG_0001.HEIC: HEIC images need one more package, pip install "
-        "pillow-heif; or save them as JPEG",
-        "demo.py: skipped clip.mpg: a video goes in by --video-input",
-        "demo.py: skipped report.pdf, weights.h5: not the suffix of an image",
+        "freecp segment: skipped IMG_0001.HEIC: HEIC images need one more package, pip install "
+        "'freecp_d2[heif]'; or save them as JPEG",
+        "freecp segment: skipped clip.mpg: a video goes in by --video-input",
+        "freecp segment: skipped report.pdf, weights.h5: not the suffix of an image",
     ]
     assert "1 of 1 images" in captured.out
 
@@ -193,10 +192,10 @@ def test_other_files_that_are_named_are_faults(tmp_path, mixed, capsys):
     for line, name, said in zip(
         lines,
         [name for name in SHARED if name != "photo.jpg"],
-        ["pip install pillow-heif", "--video-input", "not an image", "not an image"],
+        ["pip install 'freecp_d2[heif]'", "--video-input", "not an image", "not an image"],
         strict=True,
     ):
-        assert line.startswith(f"demo.py: {mixed / name}: ") and said in line
+        assert line.startswith(f"freecp segment: {mixed / name}: ") and said in line
     (mixed / "photo.jpg").unlink()
     assert demo(tmp_path / "out", "--vocabulary", WORDS, "--input", mixed) == 1
     last = capsys.readouterr().err.splitlines()[-1]
@@ -204,7 +203,7 @@ def test_other_files_that_are_named_are_faults(tmp_path, mixed, capsys):
 
 
 def named(folder: Path, *names: str, records: dict | None = None) -> dict[str, str]:
-    jobs = DEMO["name_results"]([folder / name for name in names], records or {})
+    jobs = segment.name_results([folder / name for name in names], records or {})
     assert len({job.name for job in jobs}) == len(jobs)
     return {job.image: job.name for job in jobs}
 
@@ -322,7 +321,7 @@ def test_memory_that_runs_out_on_an_image_stops_no_other(
     captured = capsys.readouterr()
     assert "2 of 3 images" in captured.out
     assert captured.err.splitlines()[-1].startswith(
-        f"demo.py: {folder / 'b.png'}: memory ran out; give it in a smaller size"
+        f"freecp segment: {folder / 'b.png'}: memory ran out; give it in a smaller size"
     )
     assert {p.name for p in (output / "labels").iterdir()} == {"a.png", "c.png"}
 
@@ -351,12 +350,12 @@ def test_names_of_other_scripts_are_drawn(scene, monkeypatch, caplog):
     words = predictor.prepare(["sky", "lawn", "road", "\U0010fffd"])
     encoded = predictor.encode(scene[:112, :112])
     result = predictor.segment(encoded, words)
-    result = DEMO["replace"](result, label_map=np.full_like(result.label_map, 3))
-    result = DEMO["replace"](result, shares=np.eye(4)[3])
+    result = replace(result, label_map=np.full_like(result.label_map, 3))
+    result = replace(result, shares=np.eye(4)[3])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        DEMO["overlay"]({"title": result})
-        figure = DEMO["maps_figure"](predictor, encoded, result, words)
+        segment.overlay({"title": result})
+        figure = segment.maps_figure(predictor, encoded, result, words)
         figure.savefig(io.BytesIO())
     titles = [axis.get_title() for axis in figure.axes]
     assert any(title.startswith("□") for title in titles)
@@ -366,8 +365,8 @@ def test_names_of_other_scripts_are_drawn(scene, monkeypatch, caplog):
 def test_many_classes_get_sixteen_bits(scene):
     result = FreeCPPredictor("scenes/clearclip", OPTS)(scene, ["sky", "lawn", "road"])
     names = tuple(f"class {i}" for i in range(300))
-    many = DEMO["replace"](result, class_names=names, label_map=result.label_map + 290)
-    image = DEMO["label_image"](many)
+    many = replace(result, class_names=names, label_map=result.label_map + 290)
+    image = segment.label_image(many)
     assert image.mode == "I;16" and np.array_equal(np.asarray(image), many.label_map)
 
 
@@ -435,7 +434,7 @@ def test_misuse_is_one_sentence(tmp_path, images, capsys, arguments, sentence):
     output = tmp_path / "out"
     assert demo(output, *(places.get(a, a) for a in arguments)) == 1
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("demo.py: ") and sentence in last
+    assert last.startswith("freecp segment: ") and sentence in last
     assert not output.exists() or not list(output.iterdir())
 
 

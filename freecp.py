@@ -1,0 +1,41 @@
+"""The command line of freecp_d2: `freecp segment`, `web`, `evaluate` and `prepare`.
+
+It stands beside the package, since `import freecp_d2` loads torch, and help should not wait for it.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+SUBCOMMANDS: dict[str, tuple[str, str]] = {
+    "segment": ("freecp_d2.cli.segment", "images, or a video, into classes named in words"),
+    "web": ("freecp_d2.cli.web", "a web page: drop a picture, type classes"),
+    "evaluate": ("freecp_d2.cli.evaluate", "FreeCP, or a base method alone, on data sets"),
+    "prepare": ("freecp_d2.data.prepare.__main__", "the label maps of benchmarks, or check them"),
+}
+"""Name -> the module whose `main(argv, prog)` it is, and what it does."""
+
+
+def main(argv: Sequence[str] | None = None) -> int | None:
+    """Run a subcommand; its exit code.
+
+    Args:
+        argv: its name and its own arguments; by default those of this process.
+    """
+    parser = argparse.ArgumentParser("freecp", description=(__doc__ or "").splitlines()[0])
+    commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
+    for name, (_, help) in SUBCOMMANDS.items():
+        commands.add_parser(name, help=help, add_help=False)
+    given = list(sys.argv[1:] if argv is None else argv)
+    name = parser.parse_args(given[:1]).command
+    # Before torch is loaded. Its threads otherwise spin while they wait for each other, which makes
+    # everything some ten times slower as soon as another process wants one of the cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    module = importlib.import_module(SUBCOMMANDS[name][0])
+    return module.main(given[1:], f"freecp {name}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
