@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -50,7 +51,10 @@ def test_help_and_mistakes_load_nothing(argv, code, said):
 
 
 def test_a_subcommand_gets_the_rest_of_the_line(freecp, monkeypatch):
-    """And its exit code is that of `freecp`."""
+    """And its exit code is that of `freecp`; what torch and the hub read is set before."""
+    for key in ("OMP_WAIT_POLICY", "HF_HUB_DISABLE_TELEMETRY"):
+        monkeypatch.setenv(key, "")  # which is undone, as deleting what is not there is not
+        monkeypatch.delenv(key)
     for name, (module, _) in freecp.SUBCOMMANDS.items():
         calls: list = []
         module = importlib.import_module(module)
@@ -58,6 +62,8 @@ def test_a_subcommand_gets_the_rest_of_the_line(freecp, monkeypatch):
         monkeypatch.setattr(module, "main", lambda *args, calls=calls: calls.append(args) or 3)
         assert freecp.main([name, "--help", "-x", "a b"]) == 3
         assert calls == [(["--help", "-x", "a b"], f"freecp {name}")]
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert os.environ["HF_HUB_DISABLE_TELEMETRY"] == "1"
 
 
 @pytest.mark.parametrize("name", ["segment", "web", "evaluate", "prepare"])
