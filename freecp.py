@@ -33,8 +33,6 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     # Before torch is loaded. Its threads otherwise spin while they wait for each other, which makes
     # everything some ten times slower as soon as another process wants one of the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Before huggingface_hub is: the page reports to nobody.
-    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     module = importlib.import_module(SUBCOMMANDS[name][0])
     return module.main(given[1:], f"freecp {name}")
 
