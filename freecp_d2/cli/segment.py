@@ -177,7 +177,7 @@ def find_images(inputs: Sequence[str], output: Path) -> tuple[list[Path], list[P
     for given in inputs:
         path = Path(given).expanduser()
         if path.is_file():
-            found, others = [path], []
+            images, others = [path], []
         else:
             if path.is_dir():
                 every = [p for p in path.rglob("*") if not _is_hidden(p.relative_to(path))]
@@ -187,12 +187,12 @@ def find_images(inputs: Sequence[str], output: Path) -> tuple[list[Path], list[P
                 every = [Path(p) for p in glob.glob(str(path), recursive=True)]
                 fault = "no such file or folder, and no image matches it as a pattern"
             every = sorted(p for p in every if p.is_file())
-            found = [p for p in every if p.suffix.lower() in suffixes]
+            images = [p for p in every if p.suffix.lower() in suffixes]
             others = [p for p in every if p.suffix.lower() not in suffixes]
-            if not found:
+            if not images:
                 there = [f"there {line}" for line in describe_skipped(others)]
                 raise FileNotFoundError(f"--input {given}: {'; '.join([fault, *there])}")
-        files.update(dict.fromkeys(Path(os.path.abspath(p)) for p in found))
+        files.update(dict.fromkeys(Path(os.path.abspath(p)) for p in images))
         skipped.update(dict.fromkeys(Path(os.path.abspath(p)) for p in others))
     return list(files), [file for file in skipped if file not in files]
 
@@ -392,9 +392,9 @@ def maps_figure(
     removed = sorted(result.removed, key=lambda r: -r.consistency)[:PICTURED_REMOVED]
     gone = {r.name for r in result.removed}
     order = np.argsort(-result.shares, kind="stable")
-    own = [names[0] for names in words.classes]
-    first = len(result.class_names) - len(own)
-    kept = [own[i - first] for i in order if i >= first and own[i - first] not in gone]
+    names = [synonyms[0] for synonyms in words.classes]
+    first = len(result.class_names) - len(names)
+    kept = [names[i - first] for i in order if i >= first and names[i - first] not in gone]
     verdicts = {name: "stays" for name in kept[:PICTURED_KEPT]}
     for r in removed:
         verdicts[r.name] = f"beaten by {r.beaten_by}" if r.beaten_by else "redundant"

@@ -48,10 +48,10 @@ def faults_of(descriptions: Mapping[str, Sequence[str]]) -> list[str]:
         for name, where in benchmark_names().items()
         if not describe(descriptions, name)
     ]
-    own = {id(sentences): (name, sentences) for name, sentences in descriptions.items()}
+    described = {id(sentences): (name, sentences) for name, sentences in descriptions.items()}
     tokenizer = SimpleTokenizer()
     seen: dict[str, str] = {}
-    for name, sentences in tqdm(own.values(), desc="checking", unit="class", disable=None):
+    for name, sentences in tqdm(described.values(), desc="checking", unit="class", disable=None):
         if len(sentences) < MIN_SENTENCES:
             faults.append(f"{name!r} has {len(sentences)} sentences, fewer than {MIN_SENTENCES}")
         for sentence in sentences:
@@ -84,11 +84,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if faults:
         print(*faults, sep="\n")
         return 1
-    own = {id(sentences): sentences for sentences in descriptions.values()}
+    distinct = {id(sentences): sentences for sentences in descriptions.values()}
     print(
-        f"{file}: {sum(map(len, own.values()))} sentences about {len(own)} classes, and "
-        f"{len(descriptions) - len(own)} aliases; all {len(benchmark_names())} names of the eight "
-        "benchmarks are described"
+        f"{file}: {sum(map(len, distinct.values()))} sentences about {len(distinct)} classes, and "
+        f"{len(descriptions) - len(distinct)} aliases; all {len(benchmark_names())} names of the "
+        "eight benchmarks are described"
     )
     return 0
 

@@ -254,13 +254,13 @@ def _descriptions_of(content: Any, distinct: bool = True) -> dict[str, list[str]
             raise ValueError(f"{name!r} must have a list of sentences, or another entry's name")
         elif not all(isinstance(s, str) and s.strip() for s in entry):
             raise ValueError(f"{name!r} has a sentence that is empty or no text; remove it")
-    own = {
+    sentences = {
         name: [fix_surrogates(sentence) for sentence in entry]
         for name, entry in content.items()
         if not isinstance(entry, str)
     }
     return {
-        fix_surrogates(name): own[entry if isinstance(entry, str) else name]
+        fix_surrogates(name): sentences[entry if isinstance(entry, str) else name]
         for name, entry in content.items()
     }
 
@@ -277,25 +277,25 @@ def _of_lines(text: str) -> tuple[Vocabulary, list[str]]:
             "the numbers before the names are no part of them, they give the order of "
             f"{len(lines)} classes"
         )
-    parts = [line.rstrip(";") for _, line in lines]
+    classes = [line.rstrip(";") for _, line in lines]
     where = [f"line {number}" for number, _ in lines]
-    if len(lines) == 1 and len(_SEMICOLON.split(parts[0])) > 1:
-        parts = [part for part in _SEMICOLON.split(parts[0]) if part.strip()]
-        where = [f"class {number}" for number in range(1, len(parts) + 1)]
-        how.append(f"the semicolons of its line separate {len(parts)} classes")
-    entries = [(w, _names_of(w, part)) for w, part in zip(where, parts, strict=True)]
+    if len(lines) == 1 and len(_SEMICOLON.split(classes[0])) > 1:
+        classes = [names for names in _SEMICOLON.split(classes[0]) if names.strip()]
+        where = [f"class {number}" for number in range(1, len(classes) + 1)]
+        how.append(f"the semicolons of its line separate {len(classes)} classes")
+    entries = [(w, _names_of(w, names)) for w, names in zip(where, classes, strict=True)]
     if numbered:
         entries = [(w, tuple(dict.fromkeys(names))) for w, names in entries]
     background: tuple[str, ...] = ()
     if len(entries) > 1:
         first, names = entries[0]
-        if _are_background(names) and not parts[0].startswith('"'):
+        if _are_background(names) and not classes[0].startswith('"'):
             background = entries.pop(0)[1]
             how.append(
                 f"{first} has the names of the background ({_some(background)}), which is scored; "
                 "if they are a class's, put the first of them in quotes"
             )
-        elif len(lines) > 1 and len(names) > 2 and all(len(own) == 1 for _, own in entries[1:]):
+        elif len(lines) > 1 and len(names) > 2 and all(len(n) == 1 for _, n in entries[1:]):
             how.append(
                 f"{first} is one class of {len(names)} names ({_some(names)}); if they are the "
                 'background\'s, put "background" before them'
@@ -375,7 +375,9 @@ def _repeated(vocabulary: Vocabulary) -> list[str]:
         for words in dict.fromkeys(map(in_words, names)):
             numbers.setdefault(words, []).append(str(number))
     repeated = [
-        f"{words!r} (classes {', '.join(own)})" for words, own in numbers.items() if len(own) > 1
+        f"{words!r} (classes {', '.join(classes)})"
+        for words, classes in numbers.items()
+        if len(classes) > 1
     ]
     if not repeated:
         return []

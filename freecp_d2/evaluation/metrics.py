@@ -47,11 +47,11 @@ def distinct_names(names: Sequence[str]) -> list[str]:
     """
     distinct: list[str] = []
     for name in names:
-        number, own = 1, name
-        while own in distinct:
+        number, unique = 1, name
+        while unique in distinct:
             number += 1
-            own = f"{name} ({number})"
-        distinct.append(own)
+            unique = f"{name} ({number})"
+        distinct.append(unique)
     return distinct
 
 

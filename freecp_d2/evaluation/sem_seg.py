@@ -192,14 +192,14 @@ class FreeCPSemSegEvaluator(DatasetEvaluator):
         self._counts.seconds = seconds
         if self._coco is not None:
             self._coco.close()
-        parts = [(self._counts, self._best, self._worst)]
+        ranks = [(self._counts, self._best, self._worst)]
         if self._distributed:
             comm.synchronize()
-            parts = comm.gather(parts[0], dst=0)
+            ranks = comm.gather(ranks[0], dst=0)
             if not comm.is_main_process():
                 return None
         total = Counts(np.zeros_like(self._counts.confusion))
-        for counts, *_ in parts:
+        for counts, *_ in ranks:
             total += counts
         self.results = results = without_nan(self._results(total))
         sem_seg = segmentation_metrics(total.confusion, self._names)
@@ -213,9 +213,9 @@ class FreeCPSemSegEvaluator(DatasetEvaluator):
         )
         self._warn_of_absent_classes(total)
         if self._coco is not None:
-            self._coco.join(len(parts))
+            self._coco.join(len(ranks))
         if self._output_dir is not None:
-            self._write_report(self._output_dir, parts)
+            self._write_report(self._output_dir, ranks)
         flat = OrderedDict(sem_seg=sem_seg)
         if total.purified:
             flat["purification"] = {
@@ -298,9 +298,9 @@ class FreeCPSemSegEvaluator(DatasetEvaluator):
             predicted = np.array(image, dtype=int)
         return Example(file, 100 * score, predicted, self._load_truth(file, predicted.shape))
 
-    def _write_report(self, folder: Path, parts: Sequence[tuple]) -> None:
-        best = sorted(entry for _, entries, _ in parts for entry in entries)[: self._pictures]
-        worst = sorted(entry for *_, entries in parts for entry in entries)[: self._pictures]
+    def _write_report(self, folder: Path, ranks: Sequence[tuple]) -> None:
+        best = sorted(entry for _, entries, _ in ranks for entry in entries)[: self._pictures]
+        worst = sorted(entry for *_, entries in ranks for entry in entries)[: self._pictures]
         try:
             write_report(
                 folder / "report.html",

@@ -53,26 +53,26 @@ def deviations(run: Mapping[str, Any]) -> list[str]:
         run: content of a results.json file.
     """
     benchmark, method = BY_DATASET[run["dataset"]], run.get("method")
-    found = []
+    differences = []
     if run["images"] != benchmark.num_images:
-        found.append(f"{run['images']} images ({benchmark.num_images})")
+        differences.append(f"{run['images']} images ({benchmark.num_images})")
     if run.get("clip") not in PUBLISHED["clip"]:
-        found.append(f"CLIP {run.get('clip')} (ViT-B-16)")
+        differences.append(f"CLIP {run.get('clip')} (ViT-B-16)")
     if run.get("label_maps_as_published") is False:
-        found.append("label maps from COCO's instances (COCO-Stuff's pixel maps)")
+        differences.append("label maps from COCO's instances (COCO-Stuff's pixel maps)")
     config = run.get("config")
     if not isinstance(config, Mapping):
-        return [*found, "the rest of its setting is unknown: its results.json has no config"]
+        return [*differences, "the rest of its setting is unknown: its results.json has no config"]
     if run.get("pretrained") != PUBLISHED["pretrained"]:
-        found.append(f"CLIP weights {run.get('pretrained')} ({PUBLISHED['pretrained']})")
+        differences.append(f"CLIP weights {run.get('pretrained')} ({PUBLISHED['pretrained']})")
     if run.get("precision") != PUBLISHED["precision"]:
-        found.append(f"precision {run.get('precision')} ({PUBLISHED['precision']})")
+        differences.append(f"precision {run.get('precision')} ({PUBLISHED['precision']})")
     expected, words = dict(PUBLISHED["common"]), ""
     if run.get("enabled"):
         expected |= PUBLISHED["freecp"]
         by_benchmark = PUBLISHED["by_benchmark"]
         expected |= zip(by_benchmark["keys"], by_benchmark[benchmark.dataset], strict=True)
-        found += _descriptions(run)
+        differences += _descriptions(run)
     elif run.get("protocol") == "paper":
         protocol = PAPER[str(method)][benchmark.name]
         words = protocol.words
@@ -83,19 +83,19 @@ def deviations(run: Mapping[str, Any]) -> list[str]:
             "MODEL.CLIP.LAST_BLOCK": "residual" if method == "sclip" else "",
         }
         if protocol.authors == "ClearCLIP" and benchmark.scored_background:
-            found.append("the protocol of the published figure is not known")
+            differences.append("the protocol of the published figure is not known")
     else:
-        found.append("protocol same (paper: that of the base method's authors)")
+        differences.append("protocol same (paper: that of the base method's authors)")
     if method == "gem":
         expected |= PUBLISHED["gem"]
     vocabulary = load_vocabulary(words) if words else vocabulary_of(benchmark)
     if run.get("words") != hash_of_words(vocabulary):
-        found.append(f"words {run.get('vocabulary') or 'of the data set'} (the published)")
+        differences.append(f"words {run.get('vocabulary') or 'of the data set'} (the published)")
     for key, value in expected.items():
-        own = _value(config, key)
-        if own != value:
-            found.append(f"{key} {'unknown' if own is None else own!s} ({value!s})")
-    return found
+        setting = _value(config, key)
+        if setting != value:
+            differences.append(f"{key} {'unknown' if setting is None else setting!s} ({value!s})")
+    return differences
 
 
 def _descriptions(run: Mapping[str, Any]) -> list[str]:

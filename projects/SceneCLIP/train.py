@@ -325,9 +325,9 @@ def train(args: argparse.Namespace) -> dict[str, float]:
             )
             pixel_where = where[:, None].repeat_interleave(16, 2).repeat_interleave(16, 3)
             pixels = normalise(torch.where(pixel_where, second, first))
-            own, other = (words[i].to(device) for i in chosen)
+            first_words, second_words = (words[i].to(device) for i in chosen)
             patches = where.flatten(1)[..., None]
-            patch_words = torch.where(patches, other[:, None], own[:, None])
+            patch_words = torch.where(patches, second_words[:, None], first_words[:, None])
 
             phrases = [random_phrase(name, generator) for name in CLASSES]
             sentences = [
@@ -345,7 +345,7 @@ def train(args: argparse.Namespace) -> dict[str, float]:
             pairs = scale * cls[: len(sentence)] @ sentence.T
             target = torch.arange(len(pairs), device=device)
             single = ~double.to(device)
-            image_words = own | (other & ~single[:, None])
+            image_words = first_words | (second_words & ~single[:, None])
             losses = {
                 "contrast": 0.25
                 * (F.cross_entropy(pairs, target) + F.cross_entropy(pairs.T, target)),
@@ -355,7 +355,7 @@ def train(args: argparse.Namespace) -> dict[str, float]:
                 logits = scale * features @ vocabulary.T
                 losses[method] = cover_loss(logits, patch_words)
                 if whole:
-                    recall = recall_loss(logits[single], own[single], args.recall_share)
+                    recall = recall_loss(logits[single], first_words[single], args.recall_share)
                     losses[method] = losses[method] + recall
             loss = losses["contrast"] + losses["tagging"] + sum(losses[m] for m in METHODS) / 2
             optimizer.zero_grad(set_to_none=True)

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -50,7 +51,9 @@ def test_help_and_mistakes_load_nothing(argv, code, said):
 
 
 def test_a_subcommand_gets_the_rest_of_the_line(freecp, monkeypatch):
-    """And its exit code is that of `freecp`."""
+    """And its exit code is that of `freecp`; what torch reads is set before."""
+    monkeypatch.setenv("OMP_WAIT_POLICY", "")  # undone, as deleting what is not there is not
+    monkeypatch.delenv("OMP_WAIT_POLICY")
     for name, (module, _) in freecp.SUBCOMMANDS.items():
         calls: list = []
         module = importlib.import_module(module)
@@ -58,6 +61,7 @@ def test_a_subcommand_gets_the_rest_of_the_line(freecp, monkeypatch):
         monkeypatch.setattr(module, "main", lambda *args, calls=calls: calls.append(args) or 3)
         assert freecp.main([name, "--help", "-x", "a b"]) == 3
         assert calls == [(["--help", "-x", "a b"], f"freecp {name}")]
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
 
 
 @pytest.mark.parametrize("name", ["segment", "web", "evaluate", "prepare"])

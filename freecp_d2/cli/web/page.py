@@ -134,11 +134,11 @@ class Page(gr.Blocks):
     def forget(self, session_id: str, *, unused: bool = False) -> None:
         """Drop what was typed in a session, and answers that nobody has fetched."""
         self.store.forget(session_id, unused=unused)
-        self._seen.pop(session_id, None)
         self.state_holder.session_data.pop(session_id, None)
         messages = self._queue.pending_messages_per_session.get(session_id)
         while messages is not None and not messages.empty():
             messages.get_nowait()
+        self._seen.pop(session_id, None)
 
     def forget_unused(self, seconds: float = SESSIONS_LIVE) -> None:
         """:meth:`forget` the sessions that have asked for nothing in so many seconds."""

@@ -21,8 +21,9 @@ def find_layout(benchmark: Benchmark, root: Path) -> Layout | None:
 
     One that has images too goes before one that has not.
     """
-    found = [layout for layout in benchmark.layouts if _has_masks(layout, root)]
-    return next((layout for layout in found if _has_images(layout, root)), next(iter(found), None))
+    layouts = [layout for layout in benchmark.layouts if _has_masks(layout, root)]
+    with_images = (layout for layout in layouts if _has_images(layout, root))
+    return next(with_images, next(iter(layouts), None))
 
 
 def likely_layout(benchmark: Benchmark, root: Path) -> Layout:

@@ -157,12 +157,12 @@ class Benchmark:
     @property
     def contiguous_ids(self) -> dict[int, int]:
         """Dataset id -> contiguous id."""
-        return {own: index for index, own in enumerate(self.dataset_ids)}
+        return {id_: index for index, id_ in enumerate(self.dataset_ids)}
 
     @property
     def pixel_to_contiguous(self) -> dict[int, int]:
         """Pixel of the official label map -> contiguous id; every other pixel is ignored."""
-        return {own - self.pixel_offset: index for index, own in enumerate(self.dataset_ids)}
+        return {id_ - self.pixel_offset: index for index, id_ in enumerate(self.dataset_ids)}
 
 
 _FLICKR = "images: Flickr's terms of use"
@@ -205,7 +205,7 @@ _COCO_STUFF = Benchmark(
         LabelMaps(
             folder,
             ".png",
-            {own - 1: index for index, own in enumerate(COCO_IDS)},
+            {id_ - 1: index for index, id_ in enumerate(COCO_IDS)},
             (255,),
             without=_DERIVED,
         )
@@ -255,7 +255,7 @@ _COCO_OBJECT = Benchmark(
             LabelMaps(
                 folder,
                 ".png",
-                {own - 1: index for index, own in enumerate(COCO_IDS[:80], start=1)},
+                {id_ - 1: index for index, id_ in enumerate(COCO_IDS[:80], start=1)},
                 range(256),
                 fill=0,
                 without=_DERIVED,
@@ -297,7 +297,7 @@ _ADE20K = Benchmark(
     dataset_ids=tuple(range(1, 151)),
     sources=tuple(
         LabelMaps(
-            f"{tree}/annotations/validation", ".png", {own: own - 1 for own in range(1, 151)}, (0,)
+            f"{tree}/annotations/validation", ".png", {id_: id_ - 1 for id_ in range(1, 151)}, (0,)
         )
         for tree in _ADE_TREES
     ),
@@ -339,7 +339,7 @@ _VOC20 = Benchmark(
     dataset_ids=tuple(range(1, 21)),
     sources=tuple(
         LabelMaps(
-            f"{tree}/SegmentationClass", ".png", {own: own - 1 for own in range(1, 21)}, (0, 255)
+            f"{tree}/SegmentationClass", ".png", {id_: id_ - 1 for id_ in range(1, 21)}, (0, 255)
         )
         for tree in _VOC_TREES
     ),
@@ -411,7 +411,7 @@ _PCONTEXT59 = Benchmark(
             LabelMaps(
                 f"{tree}/SegmentationClassContext",
                 ".png",
-                {own: own - 1 for own in range(1, 60)},
+                {id_: id_ - 1 for id_ in range(1, 60)},
                 (0, 255),
             )
             for tree in _CONTEXT_TREES
@@ -447,7 +447,7 @@ _PCONTEXT60 = Benchmark(
             LabelMaps(
                 folder,
                 ".png",
-                {own: own + 1 for own in range(59)},
+                {id_: id_ + 1 for id_ in range(59)},
                 (255,),
                 fill=0,
                 names_the_set=True,
@@ -481,7 +481,7 @@ _CITYSCAPES = Benchmark(
         LabelMaps(
             f"{tree}/gtFine/val",
             "_gtFine_labelIds.png",
-            {own: index for index, own in enumerate(CITYSCAPES_IDS)},
+            {id_: index for index, id_ in enumerate(CITYSCAPES_IDS)},
             range(34),
         )
         for tree in _CITYSCAPES_TREES

@@ -83,8 +83,8 @@ def _by_benchmark(
     return MappingProxyType(
         {None: default}
         | {
-            name: replace(default, words=words.get(name, ""), **own)
-            for name, own in settings.items()
+            name: replace(default, words=words.get(name, ""), **changes)
+            for name, changes in settings.items()
         }
     )
 

@@ -43,7 +43,7 @@ def verify(
     Raises:
         BrokenProcessPool: a process died.
     """
-    root, found = Path(os.path.expanduser(root)), Verified()
+    root, verified = Path(os.path.expanduser(root)), Verified()
     layout = likely_layout(benchmark, root)
     image_folder, mask_folder = root / layout.image_folder, root / layout.mask_folder
     images = set(file_names(image_folder, layout.image_suffix))
@@ -53,24 +53,24 @@ def verify(
         file_list = root / layout.file_list
         if file_list.is_file():
             names = set(read_names(file_list))
-            note_repeated(file_list, found.notes)
+            note_repeated(file_list, verified.notes)
         else:
             names = masks
-            found.faults.append(f"{file_list}: no such file")
+            verified.faults.append(f"{file_list}: no such file")
     without_mask, without_image = sorted(names - masks), sorted(names - images)
-    found.images, found.masks = len(names & images), len(names & masks)
-    if not found.masks:
-        found.faults.append(
+    verified.images, verified.masks = len(names & images), len(names & masks)
+    if not verified.masks:
+        verified.faults.append(
             f"no label map at all: looked for {mask_folder}/*{layout.mask_suffix}; "
             f"python -m freecp_d2.data.prepare {benchmark.name} makes them"
         )
     elif without_mask:
-        found.faults.append(
+        verified.faults.append(
             f"{count(len(without_mask), 'image')} without label map{listed(without_mask)}: looked "
             f"for in {mask_folder}/*{layout.mask_suffix}"
         )
     if without_image:
-        found.faults.append(
+        verified.faults.append(
             f"{count(len(without_image), 'label map')} without image{listed(without_image)}: "
             f"looked for in {image_folder}/*{layout.image_suffix}"
         )
@@ -84,9 +84,9 @@ def verify(
         for name in sorted(names & images & masks)
     ]
     for faults in each(_faults, pairs, workers, f"{benchmark.name}, verifying") if pairs else ():
-        found.faults += faults
-    compare_count(found.images, benchmark, partial, found.faults, found.notes)
-    return found
+        verified.faults += faults
+    compare_count(verified.images, benchmark, partial, verified.faults, verified.notes)
+    return verified
 
 
 def _faults(pair: tuple[str, str, Path, Path]) -> list[str]:

@@ -19,6 +19,7 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 from PIL import Image
@@ -28,7 +29,7 @@ from freecp_d2.cli import web
 from freecp_d2.data.scenes import draw_scene
 
 FOLDER = web.private_gradio()
-pytest.importorskip("gradio", reason="web.py needs gradio: pip install 'freecp_d2[web]'")
+gradio = pytest.importorskip("gradio", reason="web.py needs gradio: pip install 'freecp_d2[web]'")
 httpx = pytest.importorskip("httpx")  # which gradio brings
 
 import freecp_d2.cli.web.page  # noqa: E402  (after private_gradio)
@@ -241,6 +242,11 @@ def test_imports_change_neither_the_environment_nor_the_disk(tmp_path):
     )
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.strip() == "[]" and not list(tmp_path.iterdir())
+
+
+def test_nothing_is_reported_to_gradio_or_hugging_face():
+    assert not gradio.analytics.analytics_enabled()
+    assert huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY is True
 
 
 def test_a_missing_gradio_is_said(monkeypatch):
@@ -669,8 +675,8 @@ def test_words_stay_nowhere_in_memory(site, tmp_path, caplog):
     visit()
     gc.collect()
     referents = gc.get_referents(*gc.get_objects())
-    found = [one for one in referents if type(one) is str and word in one and one is not word]
-    assert not found, found
+    leaks = [one for one in referents if type(one) is str and word in one and one is not word]
+    assert not leaks, leaks
 
 
 def test_the_page_keeps_text_features_in_memory_alone(monkeypatch):
