@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
+from platformdirs import user_cache_path
 
 from .data.benchmarks.protocols import with_protocol
 
@@ -52,8 +53,9 @@ def add_freecp_config(cfg: CfgNode) -> None:
     clip.GEM_HEAD_AVERAGE = False
     # Standard deviation of NACLIP's neighbourhood, in patches.
     clip.GAUSSIAN_STD = 5.0
-    # Text features are kept here. "": they are encoded anew at every start.
-    clip.TEXT_CACHE = "output/text_features"
+    # Text features are kept here, by default in the user's cache folder. "": they are encoded anew
+    # at every start.
+    clip.TEXT_CACHE = str(user_cache_path("freecp_d2") / "text_features")
 
     freecp = cfg.MODEL.FREECP = CfgNode()
     # False: the base method alone (METHOD.md section 8).

@@ -3,10 +3,17 @@
 import importlib.util
 import json
 import os
-from collections.abc import Callable
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from platformdirs import user_cache_path
+
+# Nothing is written to the cache of who runs the tests, but for matplotlib's list of fonts.
+os.environ["MPLCONFIGDIR"] = os.environ.get("MPLCONFIGDIR", str(user_cache_path("matplotlib")))
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="freecp_cache_")
 
 # Without a GPU, Triton's kernels run in its interpreter. Triton reads this when it is imported.
 if not torch.cuda.is_available():
@@ -21,6 +28,13 @@ from freecp_d2.clip import DenseCLIP
 
 REFERENCE = Path(__file__).parent / "data" / "reference"
 CASES: dict[str, dict] = json.loads((REFERENCE / "cases.json").read_text())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache() -> Iterator[None]:
+    """The cache folder of the tests goes when they end."""
+    yield
+    shutil.rmtree(os.environ["XDG_CACHE_HOME"])
 
 
 @pytest.fixture(scope="session")

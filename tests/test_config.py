@@ -5,6 +5,7 @@ import logging
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -213,6 +214,17 @@ def test_weights_are_refused(plain, tmp_path):
     ):
         with pytest.raises(ValueError, match=r"WEIGHTS is 'model_final\.pth'.*CLIP\.PRETRAINED"):
             load()
+
+
+def test_text_features_are_kept_in_the_users_cache(tmp_path, monkeypatch):
+    """Not in whatever folder one stands in; nor does a test write to that of who runs it."""
+    ours = Path(get_config("scenes/clearclip").MODEL.CLIP.TEXT_CACHE)
+    assert ours.is_relative_to(tempfile.gettempdir())
+    for folder in ("a", "b"):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / folder))
+        cache = get_config("scenes/clearclip").MODEL.CLIP.TEXT_CACHE
+        assert cache == str(tmp_path / folder / "freecp_d2" / "text_features")
+    assert not any(tmp_path.iterdir())
 
 
 CONFIG = "configs/scenes/clearclip.yaml"

@@ -18,7 +18,7 @@ from freecp_d2.data.scenes import draw_scene
 
 ROOT = Path(__file__).parents[1]
 SOURCES = ("LICENSE", "README.md", "configs", "freecp.py", "freecp_d2", "pyproject.toml")
-OPTS = ["MODEL.DEVICE", "cpu", "MODEL.CLIP.TEXT_CACHE", ""]
+OPTS = ["MODEL.DEVICE", "cpu"]
 
 LIBRARY = """
 import sys
