@@ -150,10 +150,10 @@ class FreeCPPredictor:
         """
         words = self._words_of(vocabulary, background)
         if isinstance(image, str | os.PathLike | Image.Image | np.ndarray):
-            return self._segment(self.encode(image), words)
+            return self._segment(self._encode(image), words)
         if isinstance(image, Tensor | Mapping | bytes) or not isinstance(image, Iterable):
             raise no_image(image)
-        results = (self._segment(self.encode(one), words) for one in image)
+        results = (self._segment(self._encode(one), words) for one in image)
         return list(results) if isinstance(image, list) else results
 
     def encode(self, image: ImageLike) -> EncodedImage:
@@ -161,10 +161,7 @@ class FreeCPPredictor:
 
         Args and errors are those of one image of a call.
         """
-        pixels = as_pixels(image, self._mapper.exif_orientation)
-        source = self._source(pixels, image)
-        base = not self.purifies
-        return EncodedImage(pixels, source, self._model.encode([source], base), base)
+        return self._encode(image)
 
     def segment(
         self,
@@ -280,6 +277,12 @@ class FreeCPPredictor:
             if len(self._words) > CACHED_VOCABULARIES:
                 self._words.popitem(last=False)
         return words
+
+    def _encode(self, image: object) -> EncodedImage:
+        pixels = as_pixels(image, self._mapper.exif_orientation)
+        source = self._source(pixels, image)
+        base = not self.purifies
+        return EncodedImage(pixels, source, self._model.encode([source], base), base)
 
     def _source(self, pixels: np.ndarray, image: object) -> dict[str, Any]:
         """Detectron2's dict of an image."""

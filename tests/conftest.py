@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -21,6 +22,7 @@ if not torch.cuda.is_available():
 
 import open_clip
 import pytest
+from detectron2.utils.logger import setup_logger
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -35,6 +37,17 @@ def cache() -> Iterator[None]:
     """The cache folder of the tests goes when they end."""
     yield
     shutil.rmtree(os.environ["XDG_CACHE_HOME"])
+
+
+@pytest.fixture(autouse=True)
+def no_handlers_left() -> Iterator[None]:
+    """What a command line sets up for its log would write to a test's closed output later."""
+    logger = logging.getLogger("freecp_d2")
+    handlers, propagate, level = list(logger.handlers), logger.propagate, logger.level
+    yield
+    logger.handlers, logger.propagate = handlers, propagate
+    logger.setLevel(level)
+    setup_logger.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -198,11 +198,11 @@ LARGEST_REQUEST = """
 import resource, sys
 import numpy as np
 from PIL import Image
-import freecp_d2.meta_arch
+import freecp_d2.words
 from freecp_d2 import FreeCPPredictor
 from freecp_d2.cli.web import inputs, page, sessions, views
 
-freecp_d2.meta_arch.template_sentences = lambda names: [[name] for name in names]  # for speed
+freecp_d2.words.template_sentences = lambda names: [[name] for name in names]  # for speed
 noise = np.random.default_rng(0).integers(0, 256, (2000, 2000, 3), np.uint8)
 Image.fromarray(noise).save(sys.argv[1])
 opts = ["MODEL.CLIP.TEXT_CACHE", "", "MODEL.FREECP.STRIDE", "224", "MODEL.DEVICE", "cpu"]
