@@ -39,14 +39,20 @@ def cache() -> Iterator[None]:
     shutil.rmtree(os.environ["XDG_CACHE_HOME"])
 
 
+def loggers() -> list[logging.Logger]:
+    """This package's."""
+    names = [name for name in logging.root.manager.loggerDict if name.startswith("freecp_d2")]
+    return [logging.getLogger(name) for name in names]
+
+
 @pytest.fixture(autouse=True)
-def no_handlers_left() -> Iterator[None]:
-    """What a command line sets up for its log would write to a test's closed output later."""
-    logger = logging.getLogger("freecp_d2")
-    handlers, propagate, level = list(logger.handlers), logger.propagate, logger.level
+def log_as_before() -> Iterator[None]:
+    """What a command line does to the log, in this process, ends with its test."""
+    before = {log: (list(log.handlers), log.propagate, log.level) for log in loggers()}
     yield
-    logger.handlers, logger.propagate = handlers, propagate
-    logger.setLevel(level)
+    for log in loggers():
+        log.handlers, log.propagate, level = before.get(log, ([], True, logging.NOTSET))
+        log.setLevel(level)
     setup_logger.cache_clear()
 
 
