@@ -105,7 +105,7 @@ class TextEncoder:
         self.model = model
         self.tokenizer = tokenizer
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
-        self._weights: list[tuple[str, int, int]] | None = None
+        self._versions: list[tuple[str, int, int]] | None = None
         self._kept: OrderedDict[str, Tensor] = OrderedDict()
         self._folder: Path | None = None
         self._warned = False
@@ -164,13 +164,13 @@ class TextEncoder:
 
     def _caches(self) -> tuple[OrderedDict[str, Tensor], Path | None]:
         """Memory and folder of the weights as they are now."""
-        weights = _counted(self.model)
-        if weights != self._weights:
+        versions = _weight_versions(self.model)
+        if versions != self._versions:
             if self.cache_dir is not None:
                 self._folder = self.cache_dir / _tower_key(self.model, self.tokenizer)
                 _sweep(self._folder)
             # Another dict: a thread that still encodes with the weights before fills its own.
-            self._weights, self._kept = weights, OrderedDict()
+            self._versions, self._kept = versions, OrderedDict()
         return self._kept, self._folder
 
     def _keys(self, entries: Sequence[Sequence[str]]) -> list[str]:
@@ -337,7 +337,7 @@ def _text_weights(model: open_clip.CLIP) -> list[tuple[str, Tensor]]:
     return [(name, one) for name, one in tensors if not name.startswith(("visual.", "logit_"))]
 
 
-def _counted(model: open_clip.CLIP) -> list[tuple[str, int, int]]:
+def _weight_versions(model: open_clip.CLIP) -> list[tuple[str, int, int]]:
     """Where the weights lie and how often torch saw each change: equal while they are the same."""
     if not isinstance(model, torch.nn.Module):
         return []
