@@ -10,7 +10,12 @@ from freecp_d2.data import Vocabulary
 from freecp_d2.words import encode_words
 
 VOCABULARY = Vocabulary((("cat", "kitten"), ("dog",)), ("wall",))
-DESCRIPTIONS = {"cat": ["It purrs."], "kitten": ["It is small.", "It purrs."], "dog": ["It barks."]}
+DESCRIPTIONS = {
+    "cat": ["It purrs."],
+    "kitten": ["It is small.", "It purrs."],
+    "dog": ["It barks."],
+    "wall": ["It is flat."],
+}
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +69,7 @@ def test_a_word_of_two_vocabularies_is_encoded_once(model, text_encoder, monkeyp
     del encoded[:]
     others = Vocabulary((("dog",), ("bird",), ("wall",)), ("cat",))
     encode_words(text_encoder, others, {**DESCRIPTIONS, "bird": DESCRIPTIONS["kitten"]})
-    assert encoded == [80]  # the templates of "bird"
+    assert encoded == [80, 1]  # the templates of "bird", and what "wall" is now that it is a class
 
 
 def test_words_move(text_encoder):

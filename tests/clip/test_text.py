@@ -128,7 +128,8 @@ def test_progress_is_shown_unless_there_is_nothing(model, tokenizer, capsys):
     assert encode_sentences(model, tokenizer, []).shape == (0, 8)
     assert capsys.readouterr().err == ""
     encode_sentences(model, tokenizer, SENTENCES)
-    assert "encoding text" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "encoding text" in shown and "batch" in shown
 
 
 class PadsWithOne:
@@ -175,6 +176,17 @@ def test_features_that_are_not_finite_name_their_sentence(model, tokenizer):
         model.token_embedding.weight[zebra] = float("nan")
     with pytest.raises(ValueError, match="'a zebra'.*MODEL.CLIP.PRETRAINED"):
         encode_sentences(model, tokenizer, [["a cat"], ["a zebra"]])
+
+
+def test_a_feature_with_one_infinity(model, tokenizer, monkeypatch):
+    encode_text = model.encode_text
+
+    def overflow(tokens):
+        return encode_text(tokens).index_fill(1, torch.tensor([3]), torch.inf)
+
+    monkeypatch.setattr(model, "encode_text", overflow)
+    with pytest.raises(ValueError, match="infinity in the text feature of 'a cat'"):
+        encode_sentences(model, tokenizer, [["a cat"]])
 
 
 def test_an_entry_does_not_depend_on_others(model, tokenizer, tmp_path):
@@ -231,7 +243,8 @@ def test_one_progress_bar_for_what_is_missing(model, tokenizer, capsys):
     assert "1/1" in capsys.readouterr().err
     encoder.encode(SENTENCES)
     shown = capsys.readouterr().err
-    assert "encoding text" in shown and "2/2" in shown and "1/1" not in shown
+    assert "encoding text" in shown and "entry" in shown
+    assert "2/2" in shown and "1/1" not in shown
     encoder.encode(SENTENCES)
     assert capsys.readouterr().err == ""
 
@@ -492,12 +505,15 @@ def test_all_that_encode_text_reads_changes_the_key_of_the_tower(tokenizer):
     four_heads, last_token = build(), build()
     four_heads.transformer.resblocks[0].attn.num_heads = 4
     last_token.text_pool_type = "last"
+    reshaped = build()
+    reshaped.text_projection = torch.nn.Parameter(reshaped.text_projection.detach().view(8, 16))
     models = [
         build(),
         build(quick_gelu=True),
         half,
         four_heads,
         last_token,
+        reshaped,
         *map(
             changed,
             [
@@ -510,7 +526,9 @@ def test_all_that_encode_text_reads_changes_the_key_of_the_tower(tokenizer):
         ),
     ]
     keys = [text._tower_key(model, tokenizer) for model in models]
-    tokenizers = [PadsWithOne(), *(SimpleTokenizer(clean=clean) for clean in CLEANINGS)]
+    another = type("AnotherTokenizer", (SimpleTokenizer,), {})
+    cleaning = (SimpleTokenizer(clean=clean) for clean in CLEANINGS)
+    tokenizers = [PadsWithOne(), another(), *cleaning]
     keys += [text._tower_key(build(), one) for one in tokenizers]
     assert len(set(keys)) == len(keys)
     assert text._tower_key(build(), SimpleTokenizer()) == keys[0]
@@ -534,6 +552,8 @@ def test_all_that_an_entry_is_changes_its_key(model, tokenizer):
         key([second, first]),
         key([first]),
         key([first, second, second]),
+        key([first, second, "a cat"]),
+        key([first, "a cat", second]),
         key([first + second]),
         key([first.upper(), second]),
         key([first, second], swapped),
@@ -636,10 +656,11 @@ def test_a_disk_error_costs_the_cache_only(call, model, tokenizer, tmp_path, mon
         features = encoder.encode(SENTENCES)
     assert features.equal(one_by_one(model, SENTENCES))
     (record,) = caplog.records
-    assert "No space left" in record.getMessage()
+    assert "(No space left on device)" in record.getMessage()
     assert len(files(tmp_path)) == (3 if call == "read" else 0)
+    encoder.encode([["a whale"]])
     assert TextEncoder(model, tokenizer, tmp_path / "a").encode(SENTENCES).equal(features)
-    assert len(files(tmp_path)) == 3
+    assert len(files(tmp_path)) == 4
 
 
 def test_a_folder_that_cannot_be_written_is_still_read(
