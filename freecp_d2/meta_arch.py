@@ -86,7 +86,7 @@ class FreeCP(nn.Module):
         self.batch_size = batch_size
         self.protocol = protocol
         self.timer = StageTimer()
-        device = encoder.model.logit_scale.device
+        device = next(encoder.parameters()).device
         self.normalize = Normalize(pixel_mean, pixel_std, input_format, device)
         self.words: Words | None = None
         if vocabulary is not None:
