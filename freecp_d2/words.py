@@ -2,14 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-import open_clip
 import torch
 from torch import Tensor
 
-from .clip import Tokenizer
-from .clip.text import cached_text_features, description_features, template_sentences
+from .clip.text import TextEncoder, description_features, template_sentences
 from .data import Vocabulary
 
 
@@ -63,27 +60,25 @@ class Words:
 
 
 def encode_words(
-    model: open_clip.CLIP,
-    tokenizer: Tokenizer,
+    text_encoder: TextEncoder,
     vocabulary: Vocabulary,
     sentences: Mapping[str, Sequence[str]] | None,
-    cache_dir: str | Path | None,
 ) -> Words:
     """The words of a vocabulary, on the CPU (METHOD.md step 0).
 
     Args:
         sentences: class name -> sentences about it; a class without any is described by its
             templates. None: all are, and nothing is said, as a base method alone wants it.
-        cache_dir: see :func:`freecp_d2.clip.text.cached_text_features`.
 
     Raises:
-        ValueError: a name or a sentence that does not fit into CLIP's context.
+        ValueError: a name or a sentence that does not fit into CLIP's context, or one whose
+            embedding is not finite.
     """
     names = vocabulary.queries
-    text = cached_text_features(model, tokenizer, template_sentences(names), cache_dir)
+    text = text_encoder.encode(template_sentences(names))
     descriptions = text
     if sentences is not None:
         descriptions = description_features(
-            model, tokenizer, names, sentences, text, cache_dir, vocabulary.num_background
+            text_encoder, names, sentences, text, vocabulary.num_background
         )
     return Words(vocabulary, text, descriptions, torch.tensor(vocabulary.query_class))
