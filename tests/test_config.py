@@ -325,7 +325,8 @@ def is_described(model: FreeCP) -> bool:
 
 
 def cached_files(model: FreeCP) -> int:
-    return len(list(Path(model.text_cache).iterdir())) if model.text_cache else 0
+    folder = model.text_encoder.cache_dir
+    return len(list(folder.glob("*/*.safetensors"))) if folder else 0
 
 
 # Key -> a value other than that of the test's config, what it is seen by in a model, or in a mapper
@@ -461,5 +462,5 @@ def test_auto_is_fp16_where_the_device_is_cuda(device, config_of, monkeypatch):
     cfg.defrost()
     cfg.MODEL.DEVICE = device
     monkeypatch.setattr(torch.nn.Module, "to", lambda self, device: self)
-    encoder, _ = FreeCP.build_encoder(cfg)
+    encoder, _ = FreeCP.build_clip(cfg)
     assert encoder.model.visual.conv1.weight.dtype == torch.float16

@@ -28,7 +28,7 @@ def benchmark_names() -> dict[str, list[str]]:
     Background names are left out: the ambiguity stage, which reads descriptions, leaves the
     background alone.
     """
-    return _names_of(PROTOCOL_WORDS) | _names_of(KINDS)
+    return _names_of(list(PROTOCOL_WORDS)) | _names_of(KINDS)
 
 
 def _names_of(kinds: Sequence[str]) -> dict[str, list[str]]:

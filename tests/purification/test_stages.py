@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from freecp_d2 import ops
-from freecp_d2.purification import PurificationHead, stages
+from freecp_d2.purification import PurificationHead, kept_classes, stages
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
