@@ -333,7 +333,7 @@ def cached_files(model: FreeCP) -> int:
 # where the function is mapper()'s, what is seen with it, and what else is set.
 REACHES: dict[str, tuple] = {
     "INPUT.EXIF_ORIENTATION": (False, mapper("exif_orientation"), False),
-    "INPUT.FORMAT": ("BGR", lambda model: model.input_format, "BGR"),
+    "INPUT.FORMAT": ("BGR", lambda model: model.normalize.input_format, "BGR"),
     "INPUT.MAX_SIZE_TEST": (100, mapper("max_size"), 100),
     "INPUT.MIN_SIZE_TEST": (50, mapper("min_size"), 50),
     "MODEL.CLIP.GAUSSIAN_STD": (2.0, encoder("gaussian_std"), 2.0),
@@ -344,7 +344,7 @@ REACHES: dict[str, tuple] = {
     "MODEL.CLIP.NAME": ("quick.json", has_quick_gelu, True),
     "MODEL.CLIP.PRECISION": ("bf16", visual_dtype, torch.bfloat16),
     "MODEL.CLIP.PRETRAINED": ("ones.safetensors", first_weight, 1.0),
-    "MODEL.CLIP.TEXT_CACHE": ("cache", cached_files, 1),
+    "MODEL.CLIP.TEXT_CACHE": ("cache", cached_files, 2),
     "MODEL.FREECP.AMBIGUITY": (False, head("ambiguity"), False),
     "MODEL.FREECP.AMBIGUITY_THRESHOLD": (0.3, head("ambiguity_threshold"), 0.3),
     "MODEL.FREECP.BACKGROUND_THRESHOLD": (
@@ -367,8 +367,8 @@ REACHES: dict[str, tuple] = {
     "MODEL.FREECP.STRIDE": (24, lambda model: model.stride, 24),
     "MODEL.FREECP.VOCABULARY": ("other.txt", class_names, (("dog",), ("sky",), ("road",))),
     "MODEL.FREECP.WINDOW": (160, lambda model: model.window, 160),
-    "MODEL.PIXEL_MEAN": ([1.0, 2.0, 3.0], lambda m: m.pixel_mean.flatten().tolist(), [1, 2, 3]),
-    "MODEL.PIXEL_STD": ([4.0, 5.0, 6.0], lambda m: m.pixel_std.flatten().tolist(), [4, 5, 6]),
+    "MODEL.PIXEL_MEAN": ([1.0, 2.0, 3.0], lambda m: m.normalize.mean.flatten().tolist(), [1, 2, 3]),
+    "MODEL.PIXEL_STD": ([4.0, 5.0, 6.0], lambda m: m.normalize.std.flatten().tolist(), [4, 5, 6]),
 }
 
 

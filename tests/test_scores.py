@@ -82,6 +82,7 @@ def brute_force(
     strip=st.sampled_from([1, 40, 2**22]),
 )
 def test_labels_by_brute_force(seed, names, background, everywhere, threshold, area, strip):
+    background = background and len(names) > 1
     channels = [channel for channel, count in enumerate(names) for _ in range(count)]
     similarity = torch.rand(len(channels), 3, 4, generator=torch.Generator().manual_seed(seed))
     protocol = BaseProtocol(
