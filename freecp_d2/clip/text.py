@@ -353,7 +353,7 @@ def _tower_key(model: open_clip.CLIP, tokenizer: Tokenizer) -> str:
     for name, tensor in _text_weights(model):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         flat = tensor.detach().cpu().contiguous().flatten()
-        digest.update(flat.view(torch.uint8).numpy())
+        digest.update(flat.view(torch.uint8).numpy().data)
     # What the weights do not show: activations, heads, pooling, and the tokenizer by its output.
     modules = list(model.transformer.modules())
     make = [
