@@ -2,8 +2,6 @@
 
 import copy
 import os
-import threading
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import overload
 
@@ -28,7 +26,7 @@ from .inputs import (
 from .meta_arch import FreeCP
 from .purify import class_maps
 from .segmentation import ClassMaps, EncodedImage, RemovedClass, Segmentation, segmentation_of
-from .words import Words
+from .words import Words, WordsCache
 
 __all__ = [
     "ClassMaps",
@@ -72,8 +70,7 @@ class FreeCPPredictor:
         self._descriptions: Mapping[str, Sequence[str]] = parts["descriptions"]
         self._model = FreeCP(**parts, vocabulary=None).to(cfg.MODEL.DEVICE).eval()
         self._mapper = InferenceMapper(cfg)
-        self._words: OrderedDict[Vocabulary, Words] = OrderedDict()
-        self._lock = threading.Lock()  # of _words
+        self._words = WordsCache(self._encode_words, CACHED_VOCABULARIES)
         self.purifies: bool = cfg.MODEL.FREECP.ENABLED
 
     @property
@@ -213,29 +210,19 @@ class FreeCPPredictor:
 
     def forget(self, vocabularies: Iterable[Vocabulary]) -> None:
         """Drop the text features of vocabularies that :meth:`prepare` gave, and their words."""
-        with self._lock:
-            for vocabulary in vocabularies:
-                self._words.pop(vocabulary, None)
+        self._words.forget(vocabularies)
         self._model.text_encoder.forget()
         normalized_name.cache_clear()
 
     def _words_of(self, vocabulary: VocabularyLike, background: bool | Sequence[str]) -> Words:
-        """The words of a call: those of the last CACHED_VOCABULARIES are kept."""
         if vocabulary is None:
             asked = configured_vocabulary(self.cfg)
         else:
             asked = as_vocabulary(vocabulary)
-        asked = with_background(asked, background)
-        with self._lock:
-            words = self._words.get(asked)
-        if words is None:
-            words = self._model.encode_words(asked, self._descriptions)
-        with self._lock:
-            self._words[asked] = words
-            self._words.move_to_end(asked)
-            if len(self._words) > CACHED_VOCABULARIES:
-                self._words.popitem(last=False)
-        return words
+        return self._words.get(with_background(asked, background))
+
+    def _encode_words(self, vocabulary: Vocabulary) -> Words:
+        return self._model.encode_words(vocabulary, self._descriptions)
 
     def _encode(self, image: object) -> EncodedImage:
         pixels = as_pixels(image, self._mapper.exif_orientation)
