@@ -110,12 +110,12 @@ def purified_labels(
     best = maps.new_zeros(len(maps))
     at_once = max(1, MAP_VALUES // score.numel())
     for start in range(0, len(maps), at_once):
-        part = upsample(maps[start : start + at_once], size)
-        best[start : start + at_once] = part.flatten(1).amax(dim=1)
-        part_score, part_position = part.max(dim=0)
-        better = part_score > score
-        score = score.where(~better, part_score)
-        position = position.where(~better, part_position + start)
+        chunk = upsample(maps[start : start + at_once], size)
+        best[start : start + at_once] = chunk.flatten(1).amax(dim=1)
+        chunk_score, chunk_position = chunk.max(dim=0)
+        better = chunk_score > score
+        score = score.where(~better, chunk_score)
+        position = position.where(~better, chunk_position + start)
     classes = words.query_class[to_device(queries, maps.device)]
     scores = class_scores(best, words.first_class + classes, words.num_channels)
     labels = classes[position] if len(maps) else position
@@ -334,10 +334,10 @@ def _refined_rows(similarity: Tensor, guide: Tensor, rows: slice, protocol: Base
         [
             pamr(
                 guide[:, :, near],
-                upsample_rows(part, (height, width), near)[None],
+                upsample_rows(chunk, (height, width), near)[None],
                 protocol.pamr_steps,
                 protocol.pamr_dilations,
             )[0, :, inner]
-            for part in similarity.split(at_once)
+            for chunk in similarity.split(at_once)
         ]
     )

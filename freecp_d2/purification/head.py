@@ -298,7 +298,7 @@ class PurificationHead(nn.Module):
             kept_on_host,
             descriptions[num_background:],
             lambda crops: torch.cat(
-                [encoder.encode_cls(part) for part in crops.split(self.crop_batch_size)]
+                [encoder.encode_cls(chunk) for chunk in crops.split(self.crop_batch_size)]
             ),
             encoder.patch_size,
             self.ambiguity_threshold if threshold is None else threshold,

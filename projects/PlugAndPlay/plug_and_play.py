@@ -91,7 +91,7 @@ class FeatureAffinity:
         padded = inputs[0].shape[-2:]
         share = [side / whole for side, whole in zip(size, padded, strict=True)]
         sides = zip(features.shape[-2:], share, strict=True)
-        height, width = (max(1, round(cells * part)) for cells, part in sides)
+        height, width = (max(1, round(cells * inside)) for cells, inside in sides)
         # Features at the centres of the image's cells, which are those of the map wherever the
         # image is a multiple of the stride.
         theta = features.new_tensor([[[share[1], 0, share[1] - 1], [0, share[0], share[0] - 1]]])
