@@ -117,9 +117,9 @@ def gallery(path: Path) -> None:
     )
     for row, seed in zip(grid, GALLERY_SEEDS, strict=True):
         scene = draw_scene(seed)
-        found = [model(inputs(scene.image))[0]["label_map"] for model in (base, ours)]
-        scores = [miou(confusion_of(labels, scene.labels)) for labels in found]
-        maps = [*(labels.cpu().numpy() for labels in found), scene.labels]
+        label_maps = [model(inputs(scene.image))[0]["label_map"] for model in (base, ours)]
+        scores = [miou(confusion_of(labels, scene.labels)) for labels in label_maps]
+        maps = [*(labels.cpu().numpy() for labels in label_maps), scene.labels]
         titles = [
             f"scene {seed}",
             f"ClearCLIP alone: mIoU {scores[0]:.0f}",
@@ -190,84 +190,84 @@ class Purified:
 
 def maps(path: Path) -> None:
     """Class activation maps before and after refinement."""
-    found = Purified(SCENE)
+    result = Purified(SCENE)
     figure, grid = plt.subplots(
         2, len(MAPPED) + 1, figsize=(2.05 * (len(MAPPED) + 1), 4), layout="constrained"
     )
-    grid[0, 0].imshow(found.scene.image)
+    grid[0, 0].imshow(result.scene.image)
     bare(grid[0, 0], f"scene {SCENE}")
     grid[1, 0].axis("off")
     text = "above: probability\nbelow: refined\n\nGreen: the class stays.\nOrange, red: removed."
     grid[1, 0].text(0, 0.5, text, va="center", fontsize=9, transform=grid[1, 0].transAxes)
     for column, name in zip(grid[:, 1:].T, MAPPED, strict=True):
         index = CLASSES.index(name)
-        draw_map(column[0], found.probabilities[index], found.size, name)
-        fate, color = found.fate(index)
-        title = f"{float(found.consistency[index]):.2f}: {fate}"
-        draw_map(column[1], found.refined[index], found.size, title, color=color)
+        draw_map(column[0], result.probabilities[index], result.size, name)
+        fate, color = result.fate(index)
+        title = f"{float(result.consistency[index]):.2f}: {fate}"
+        draw_map(column[1], result.refined[index], result.size, title, color=color)
     save(figure, path)
 
 
 def stages(path: Path) -> None:
     """The method step by step on one class of one scene."""
-    found = Purified(SCENE)
+    result = Purified(SCENE)
     index, rival = CLASSES.index(CLASS), CLASSES.index(LOOK_ALIKE)
     figure, grid = plt.subplots(3, 3, figsize=(10.5, 8.6), layout="constrained")
     scene, probability, boxes, affinity, refined, bars, rivals, crop, labels = grid.flat
 
     def frame(axes: Axes, box: Sequence[int], color: str) -> None:
         """Draw a box (x0, y0, x1, y1) of patches."""
-        x0, y0, x1, y1 = (side * found.patch for side in box)
+        x0, y0, x1, y1 = (side * result.patch for side in box)
         rectangle = Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, color=color, linewidth=1.8)
         axes.add_patch(rectangle)
 
     row, column = PATCH
-    scene.imshow(found.scene.image)
+    scene.imshow(result.scene.image)
     bare(scene, f"scene {SCENE}")
-    draw_map(probability, found.probabilities[index], found.size, f'1  probability of "{CLASS}"')
-    draw_map(boxes, found.normalized[index], found.size, "2  boxes around its strong spots")
-    for box in boxes_of(found.normalized[index]):
+    draw_map(probability, result.probabilities[index], result.size, f'1  probability of "{CLASS}"')
+    draw_map(boxes, result.normalized[index], result.size, "2  boxes around its strong spots")
+    for box in boxes_of(result.normalized[index]):
         frame(boxes, box, "cyan")
 
-    weights = found.affinity[row * found.grid[1] + column].view(found.grid)
-    draw_map(affinity, weights / weights.max(), found.size, "3  affinity of the red patch")
+    weights = result.affinity[row * result.grid[1] + column].view(result.grid)
+    draw_map(affinity, weights / weights.max(), result.size, "3  affinity of the red patch")
     for axes in (scene, affinity):
         frame(axes, (column, row, column + 1, row + 1), "red")
-    draw_map(refined, found.refined[index], found.size, f'4  "{CLASS}", refined')
+    draw_map(refined, result.refined[index], result.size, f'4  "{CLASS}", refined')
 
-    order = found.consistency.argsort(descending=True, stable=True).tolist()[:10][::-1]
+    order = result.consistency.argsort(descending=True, stable=True).tolist()[:10][::-1]
     bars.barh(
         [CLASSES[i] for i in order],
-        [float(found.consistency[i]) for i in order],
-        color=[found.fate(i)[1] for i in order],
+        [float(result.consistency[i]) for i in order],
+        color=[result.fate(i)[1] for i in order],
     )
-    bars.axvline(found.threshold, color="black", linestyle="--", linewidth=1)
+    bars.axvline(result.threshold, color="black", linestyle="--", linewidth=1)
     bars.tick_params(labelsize=8)
     bars.set_title("5  consistency, and its threshold", fontsize=10)
 
-    rivals.imshow(found.scene.image)
+    rivals.imshow(result.scene.image)
     bare(rivals, f'6  boxes of "{CLASS}" and "{LOOK_ALIKE}"')
-    disputed = boxes_of(found.refined[[index, rival]].mean(dim=0))
+    disputed = boxes_of(result.refined[[index, rival]].mean(dim=0))
     for box in disputed:
         frame(rivals, box, "cyan")
     largest = max(disputed, key=lambda box: (box[2] - box[0]) * (box[3] - box[1]))
     frame(rivals, largest, "red")
-    x0, y0, x1, y1 = (side * found.patch for side in largest)
+    x0, y0, x1, y1 = (side * result.patch for side in largest)
     seen = torch.nn.functional.interpolate(
-        found.pixels[:, :, y0:y1, x0:x1], CROP_SIZE, mode="bilinear", align_corners=False
+        result.pixels[:, :, y0:y1, x0:x1], CROP_SIZE, mode="bilinear", align_corners=False
     )
-    model = found.model
+    model = result.model
     assert model.words is not None
     similarity = model.encoder.encode_cls(seen) @ model.words.descriptions[[index, rival]].T
     ours, other = (model.encoder.logit_scale * similarity[0]).tolist()
-    rgb = (seen[0] * model.pixel_std + model.pixel_mean).round().clamp(0, 255)
+    rgb = (seen[0] * model.normalize.std + model.normalize.mean).round().clamp(0, 255)
     crop.imshow(rgb.to(torch.uint8).permute(1, 2, 0).cpu().numpy())
     bare(crop, f"CLIP sees the red box: {CLASS} {ours:.1f}, {LOOK_ALIKE} {other:.1f}")
 
-    labels.imshow(PALETTE[found.labels])
+    labels.imshow(PALETTE[result.labels])
     bare(labels, "7  label map")
     labels.legend(
-        handles=[Patch(color=PALETTE[i] / 255, label=CLASSES[i]) for i in np.unique(found.labels)],
+        handles=[Patch(color=PALETTE[i] / 255, label=CLASSES[i]) for i in np.unique(result.labels)],
         loc="upper center",
         bbox_to_anchor=(0.5, 0),
         ncols=4,

@@ -9,8 +9,10 @@ from pathlib import Path
 import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
+from detectron2.data import MetadataCatalog
 from platformdirs import user_cache_path
 
+from .data import Vocabulary, dataset_vocabulary, load_vocabulary
 from .data.benchmarks.protocols import with_protocol
 
 CONFIGS: Path = Path(__file__).with_name("configs")
@@ -98,6 +100,25 @@ def add_freecp_config(cfg: CfgNode) -> None:
     # The base method alone under PROTOCOL "same", with a scored background: pixels whose best
     # probability is below this are background.
     freecp.BACKGROUND_THRESHOLD = 0.5
+
+
+def configured_vocabulary(cfg: CfgNode) -> Vocabulary:
+    """The classes of a config: of MODEL.FREECP.VOCABULARY, or else of DATASETS.TEST.
+
+    Raises:
+        ValueError: neither is set, or the data sets differ in their classes.
+    """
+    if cfg.MODEL.FREECP.VOCABULARY:
+        return load_vocabulary(cfg.MODEL.FREECP.VOCABULARY)
+    if not cfg.DATASETS.TEST:
+        raise ValueError("no classes: set MODEL.FREECP.VOCABULARY to a file, or DATASETS.TEST")
+    vocabularies = [dataset_vocabulary(MetadataCatalog.get(name)) for name in cfg.DATASETS.TEST]
+    if any(vocabulary != vocabularies[0] for vocabulary in vocabularies):
+        raise ValueError(
+            f"DATASETS.TEST {tuple(cfg.DATASETS.TEST)} differ in their classes; evaluate them one "
+            "by one"
+        )
+    return vocabularies[0]
 
 
 def list_configs() -> list[str]:

@@ -3,11 +3,13 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .clip import DenseCLIP, DenseFeatures
 from .sliding_window import Window, patch_padding
+from .timing import StageTimer
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,53 @@ class EncodedImages:
     batches: Iterable[EncodedWindows]
 
 
+class Normalize(nn.Module):
+    """Images of Detectron2's dicts as CLIP wants them. It has no parameters.
+
+    Args:
+        pixel_mean, pixel_std: of RGB, 0-255.
+        input_format: the order of the images' channels, RGB or BGR.
+        device: where images go until the module is moved.
+
+    Raises:
+        ValueError: another input_format.
+    """
+
+    def __init__(
+        self,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        input_format: str,
+        device: torch.device | None = None,
+    ):
+        super().__init__()
+        if input_format not in ("RGB", "BGR"):
+            raise ValueError(f"INPUT.FORMAT is {input_format!r}; choose RGB or BGR")
+        self.input_format = input_format
+        for name, values in (("mean", pixel_mean), ("std", pixel_std)):
+            buffer = torch.tensor(values, device=device).view(3, 1, 1)
+            self.register_buffer(name, buffer, persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where images go."""
+        return self.get_buffer("mean").device
+
+    def forward(self, x: dict) -> Tensor:
+        """(3, H, W) float32, RGB.
+
+        Raises:
+            ValueError: an image of another shape; it names the file.
+        """
+        image = x["image"].to(self.device, torch.float32)
+        if image.ndim != 3 or len(image) != 3:
+            raise ValueError(
+                f"{name_of(x)}: an image has shape (3, H, W), not {tuple(image.shape)}"
+            )
+        image = image.flip(0) if self.input_format == "BGR" else image
+        return (image - self.mean) / self.std
+
+
 def encode_windows(encoder: DenseCLIP, windows: list[Window], pixels: Tensor) -> EncodedWindows:
     """All that CLIP sees in windows (B, 3, H, W)."""
     features = encoder(pixels)
@@ -55,13 +104,50 @@ def encode_windows(encoder: DenseCLIP, windows: list[Window], pixels: Tensor) ->
 
 
 def encode_base_windows(
-    encoder: DenseCLIP, pad: bool, windows: list[Window], pixels: Tensor
+    encoder: DenseCLIP, windows: list[Window], pixels: Tensor, pad: bool
 ) -> EncodedWindows:
     """What a base method alone needs of it, zero-padded to whole patches with `pad`."""
     padding = patch_padding(windows[0].size, encoder.patch_size) if pad else (0, 0, 0, 0)
     pixels = F.pad(pixels, padding)
     patches, grid = encoder.encode_patches(pixels)
     return EncodedWindows(windows, pixels, padding, patches, grid, None)
+
+
+def encode_images(
+    batched_inputs: Sequence[dict],
+    images: list[Tensor],
+    batches: Iterable[tuple[list[Window], Tensor]],
+    encoder: DenseCLIP,
+    timer: StageTimer,
+    *,
+    base: bool,
+    pad: bool,
+) -> EncodedImages:
+    """Images of Detectron2's dicts, whose windows are encoded when they are asked for.
+
+    Args:
+        images: (3, H, W) of each, normalised.
+        batches: their windows with pixels (B, 3, h, w).
+        timer: of the stage "encode".
+        base: what a base method alone needs, and nothing else.
+        pad: for it, windows are zero-padded to whole patches.
+    """
+
+    def timed(windows: list[Window], pixels: Tensor) -> EncodedWindows:
+        with timer.stage("encode", pixels.device):
+            if base:
+                return encode_base_windows(encoder, windows, pixels, pad)
+            return encode_windows(encoder, windows, pixels)
+
+    return EncodedImages(
+        names=[name_of(x) for x in batched_inputs],
+        images=images,
+        output_sizes=[
+            (x.get("height", x["image"].shape[1]), x.get("width", x["image"].shape[2]))
+            for x in batched_inputs
+        ],
+        batches=(timed(*batch) for batch in batches),
+    )
 
 
 def at_least_a_patch(image: Tensor, patch: Sequence[int]) -> Tensor:

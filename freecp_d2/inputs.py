@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+import torch
 from detectron2.utils.file_io import PathManager
 from PIL import Image
 
 from .data import Vocabulary, load_vocabulary, normalized_name
-from .data.images import read_image, to_pixels
+from .data.images import read_image, resize_shortest_edge, to_pixels
+from .data.mapper import InferenceMapper
 from .files import PACKAGED
 
 FILE_SUFFIXES = ".txt .json .csv .tsv .yaml .yml .names .lst .list .py .md".split()
@@ -72,6 +74,24 @@ def _no_vocabulary(given: str | os.PathLike) -> str:
         f"there is no such file; give a list of names, {names}, or the path of a file with one "
         "class a line"
     )
+
+
+def as_detectron2(pixels: np.ndarray, image: object, mapper: InferenceMapper) -> dict[str, Any]:
+    """Detectron2's dict of (H, W, 3) uint8 RGB `pixels`, resized.
+
+    Args:
+        image: what they were read from.
+        mapper: what would read the image of a data set.
+    """
+    resized = resize_shortest_edge(pixels, mapper.min_size, mapper.max_size)
+    if mapper.image_format == "BGR":
+        resized = resized[:, :, ::-1]
+    return {
+        "file_name": os.fspath(image) if isinstance(image, str | os.PathLike) else "the image",
+        "height": pixels.shape[0],
+        "width": pixels.shape[1],
+        "image": torch.from_numpy(resized.transpose(2, 0, 1).copy()),
+    }
 
 
 def with_background(vocabulary: Vocabulary, background: bool | Sequence[str]) -> Vocabulary:

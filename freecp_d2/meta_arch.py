@@ -1,47 +1,27 @@
 """FreeCP as a Detectron2 meta-architecture: normalise, windows, encode, purify, merge, label."""
 
-import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.data import MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY
-from torch import Tensor, nn
+from torch import nn
 
-from .clip import DenseCLIP, Tokenizer, check_normalisation, load_clip
-from .data import Vocabulary, dataset_vocabulary, load_descriptions, load_vocabulary
+from .clip import DenseCLIP
+from .clip.build import build_clip
+from .clip.text import TextEncoder
+from .config import configured_vocabulary
+from .data import Vocabulary, load_descriptions
 from .data.benchmarks.protocols import SAME, BaseProtocol, base_protocol, with_protocol
-from .encoding import (
-    EncodedImages,
-    EncodedWindows,
-    at_least_a_patch,
-    encode_base_windows,
-    encode_windows,
-    name_of,
-)
-from .purification import NonFiniteInput, PurificationHead
-from .purification.stages import to_host
-from .scores import (
-    ambiguous_losses,
-    base_labels,
-    base_strips,
-    best_of_class,
-    merge_windows,
-    purified_labels,
-    purified_scores,
-)
-from .sliding_window import Window, WindowMean, upsample, window_batches
+from .encoding import EncodedImages, Normalize, at_least_a_patch, encode_images
+from .purification import PurificationHead
+from .purify import purify_windows
+from .scores import base_results, base_similarities, check_output, purified_results
+from .sliding_window import check_windows, window_batches
 from .timing import StageTimer
 from .words import Words, encode_words
-
-OUTPUTS = ("sem_seg", "label_map")
-log = logging.getLogger(__name__)
 
 
 @META_ARCH_REGISTRY.register()
@@ -55,10 +35,9 @@ class FreeCP(nn.Module):
 
     Args:
         encoder: the frozen CLIP with its base method.
-        tokenizer: open_clip's tokenizer of that CLIP.
+        text_encoder: of that CLIP.
         vocabulary: the classes, in words; None: see :meth:`set_vocabulary`.
         descriptions: class name -> sentences about it.
-        text_cache: folder that keeps text features, or None.
         head: the purification.
         enabled: False: :meth:`forward` runs the base method alone (METHOD.md step 8).
         output: "sem_seg", or "label_map" for labels without the cost of a score at every pixel.
@@ -73,15 +52,16 @@ class FreeCP(nn.Module):
         ValueError: input_format, output, window, stride or batch_size out of range.
     """
 
+    build_clip = staticmethod(build_clip)
+
     @configurable
     def __init__(
         self,
         *,
         encoder: DenseCLIP,
-        tokenizer: Tokenizer,
+        text_encoder: TextEncoder,
         vocabulary: Vocabulary | None,
         descriptions: Mapping[str, Sequence[str]],
-        text_cache: str | Path | None,
         head: PurificationHead,
         enabled: bool = True,
         output: str = "sem_seg",
@@ -94,10 +74,10 @@ class FreeCP(nn.Module):
         input_format: str,
     ):
         super().__init__()
-        _check_options(input_format, output, window, stride, batch_size)
+        check_windows(window, stride, batch_size)
+        check_output(output)
         self.encoder = encoder
-        self.tokenizer = tokenizer
-        self.text_cache = text_cache
+        self.text_encoder = text_encoder
         self.head = head
         self.enabled = enabled
         self.output = output
@@ -105,12 +85,9 @@ class FreeCP(nn.Module):
         self.stride = stride
         self.batch_size = batch_size
         self.protocol = protocol
-        self.input_format = input_format
         self.timer = StageTimer()
-        device = encoder.model.logit_scale.device
-        for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
-            buffer = torch.tensor(values, device=device).view(3, 1, 1)
-            self.register_buffer(name, buffer, persistent=False)
+        device = next(encoder.parameters()).device
+        self.normalize = Normalize(pixel_mean, pixel_std, input_format, device)
         self.words: Words | None = None
         if vocabulary is not None:
             self.set_vocabulary(vocabulary, descriptions)
@@ -122,8 +99,7 @@ class FreeCP(nn.Module):
         Args:
             vocabulary: in place of the config's.
         """
-        cfg = with_protocol(cfg)
-        vocabulary = vocabulary or configured_vocabulary(cfg)
+        vocabulary = vocabulary or configured_vocabulary(with_protocol(cfg))
         return {**cls.parts_from_config(cfg), "vocabulary": vocabulary}
 
     @classmethod
@@ -131,25 +107,12 @@ class FreeCP(nn.Module):
         """The same without a vocabulary."""
         protocol, cfg = base_protocol(cfg), with_protocol(cfg)
         freecp = cfg.MODEL.FREECP
-        if not freecp.ENABLED and protocol.authors != SAME.authors:
-            log.info("MODEL.FREECP.PROTOCOL paper: %s", protocol)
-        clip, model = cfg.MODEL.CLIP, cfg.MODEL
-        check_normalisation(clip.NAME, clip.PRETRAINED, model.PIXEL_MEAN, model.PIXEL_STD)
-        encoder, tokenizer = cls.build_encoder(cfg)
+        encoder, text_encoder = cls.build_clip(cfg)
         return {
             "encoder": encoder,
-            "tokenizer": tokenizer,
+            "text_encoder": text_encoder,
             "descriptions": load_descriptions(freecp.DESCRIPTIONS) if freecp.DESCRIPTIONS else {},
-            "text_cache": cfg.MODEL.CLIP.TEXT_CACHE or None,
-            "head": PurificationHead(
-                freecp.REDUNDANCY_THRESHOLD,
-                freecp.AMBIGUITY_THRESHOLD,
-                redundancy=freecp.REDUNDANCY,
-                ambiguity=freecp.AMBIGUITY,
-                consistency=freecp.CONSISTENCY,
-                box_full_extent=freecp.BOX_FULL_EXTENT,
-                crop_batch_size=freecp.CROP_BATCH_SIZE,
-            ),
+            "head": PurificationHead(cfg),
             "enabled": freecp.ENABLED,
             "output": freecp.OUTPUT,
             "window": freecp.WINDOW,
@@ -161,21 +124,6 @@ class FreeCP(nn.Module):
             "input_format": cfg.INPUT.FORMAT,
         }
 
-    @classmethod
-    def build_encoder(cls, cfg: CfgNode) -> tuple[DenseCLIP, Tokenizer]:
-        """The encoder of MODEL.CLIP, and its tokenizer."""
-        clip = cfg.MODEL.CLIP
-        model, tokenizer = load_clip(clip.NAME, clip.PRETRAINED, clip.PRECISION, cfg.MODEL.DEVICE)
-        encoder = DenseCLIP(
-            model,
-            clip.METHOD,
-            gem_depth=clip.GEM_DEPTH,
-            gem_head_average=clip.GEM_HEAD_AVERAGE,
-            gaussian_std=clip.GAUSSIAN_STD,
-            last_block=clip.LAST_BLOCK,
-        )
-        return encoder, tokenizer
-
     @property
     def vocabulary(self) -> Vocabulary | None:
         """What :meth:`forward` segments into."""
@@ -184,7 +132,7 @@ class FreeCP(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the model lives; images and words are moved there."""
-        return self.get_buffer("pixel_mean").device
+        return self.normalize.device
 
     def encode_words(
         self, vocabulary: Vocabulary, descriptions: Mapping[str, Sequence[str]]
@@ -199,10 +147,7 @@ class FreeCP(nn.Module):
             ValueError: a name or a sentence that does not fit into CLIP's context.
         """
         sentences = descriptions if self.enabled else None
-        words = encode_words(
-            self.encoder.model, self.tokenizer, vocabulary, sentences, self.text_cache
-        )
-        return words.to(self.device)
+        return encode_words(self.text_encoder, vocabulary, sentences).to(self.device)
 
     def set_vocabulary(
         self, vocabulary: Vocabulary, descriptions: Mapping[str, Sequence[str]] | None = None
@@ -272,67 +217,10 @@ class FreeCP(nn.Module):
                 encoded for a base method alone.
         """
         words = words.to(self.device)
-        windows: list[Window] = []
-        maps: list[Tensor] = []
-        decisions: list[list[Tensor]] = []
-        for batch in encoded.batches:
-            if batch.features is None:
-                raise ValueError("images that were encoded for a base method; encode them anew")
-            with self.timer.stage("purify", self.device):
-                try:
-                    candidates = self.head.select(
-                        batch.features,
-                        words.text,
-                        words.descriptions,
-                        self.encoder.logit_scale,
-                        words.num_background,
-                        redundancy_threshold,
-                    )
-                except NonFiniteInput as error:
-                    if error.window is None:
-                        raise
-                    name = encoded.names[batch.windows[error.window].image]
-                    raise ValueError(f"{name}: {error}; or the image is broken") from None
-            with self.timer.stage("ambiguity", self.device):
-                purified = self.head.resolve(
-                    batch.pixels,
-                    candidates,
-                    words.descriptions,
-                    self.encoder,
-                    words.num_background,
-                    ambiguity_threshold,
-                )
-            windows += batch.windows
-            maps += purified.maps
-            decisions.append(
-                [purified.kept, purified.kept_redundancy, purified.consistency, purified.beaten_by]
-            )
+        thresholds = redundancy_threshold, ambiguity_threshold
+        purified = purify_windows(encoded, words, self.head, self.encoder, *thresholds, self.timer)
         with self.timer.stage("merge", self.device):
-            kept, kept_redundancy, consistency, beaten_by = to_host(
-                [torch.cat(parts) for parts in zip(*decisions, strict=True)]
-            )
-            image_of = np.array([window.image for window in windows])
-            results = []
-            for index, image in enumerate(encoded.images):
-                (rows,) = np.nonzero(image_of == index)
-                merged, queries = merge_windows(
-                    [windows[i] for i in rows],
-                    [maps[i] for i in rows],
-                    kept[rows] > 0,
-                    (image.shape[1], image.shape[2]),
-                )
-                results.append(
-                    {
-                        **self._purified_output(
-                            merged, queries, words, encoded.output_sizes[index]
-                        ),
-                        "kept": best_of_class(kept[rows], words) > 0,
-                        "kept_redundancy": best_of_class(kept_redundancy[rows], words) > 0,
-                        "consistency": best_of_class(consistency[rows], words),
-                        "ambiguous_losses": ambiguous_losses(beaten_by[rows], words),
-                    }
-                )
-        return results
+            return purified_results(encoded, purified, words, self.output)
 
     @torch.no_grad()
     def segment_base(self, encoded: EncodedImages, words: Words) -> list[dict]:
@@ -345,47 +233,10 @@ class FreeCP(nn.Module):
             ValueError: NaN in the features of an image; it names the file.
         """
         words = words.to(self.device)
-        merged: list[WindowMean | Tensor] = [
-            image if self._once else WindowMean(len(words.text), image.shape[1:], image)
-            for image in encoded.images
-        ]
-        everything = torch.arange(len(words.text), device=self.device)
-        for batch in encoded.batches:
-            finite = batch.patches.isfinite().flatten(1).all(dim=1).tolist()
-            if not all(finite):
-                name = encoded.names[batch.windows[finite.index(False)].image]
-                raise ValueError(
-                    f"{name}: NaN or infinity in its CLIP features; check the image, the weights "
-                    "(MODEL.CLIP.PRETRAINED), or use MODEL.CLIP.PRECISION fp32"
-                )
-            with self.timer.stage("merge", self.device):
-                with torch.autocast(self.device.type, enabled=False):
-                    similarity = batch.patches @ words.text.T
-                similarity = similarity.transpose(1, 2).unflatten(2, batch.grid)
-                left, _, top, _ = batch.padding
-                for window, maps in zip(batch.windows, similarity, strict=True):
-                    total = merged[window.image]
-                    if isinstance(total, WindowMean):
-                        height, width = window.size
-                        maps = upsample(maps, batch.pixels.shape[2:])
-                        maps = maps[:, top : top + height, left : left + width]
-                        total.add(window, maps, everything)
-                    else:
-                        merged[window.image] = maps
-        results = []
+        once = self.protocol.resamples_once(self.window, self.stride)
+        similarities = base_similarities(encoded, words, once, self.timer)
         with self.timer.stage("merge", self.device):
-            for total, image, size in zip(
-                merged, encoded.images, encoded.output_sizes, strict=True
-            ):
-                similarity = total.mean() if isinstance(total, WindowMean) else total
-                arguments = similarity, image, words, size, self.protocol
-                if self.output == "label_map":
-                    labels, scores = base_labels(*arguments)
-                    results.append({"label_map": labels, "scores": scores})
-                else:
-                    strips = [scores for _, scores in base_strips(*arguments)]
-                    results.append({"sem_seg": torch.cat(strips, dim=1)})
-        return results
+            return base_results(encoded, similarities, words, self.protocol, self.output)
 
     @property
     def timings(self) -> dict[str, float]:
@@ -396,90 +247,12 @@ class FreeCP(nn.Module):
         """Count `timings` from zero."""
         self.timer = StageTimer()
 
-    @property
-    def _once(self) -> bool:
-        """Whether a base method's maps of whole images are resampled once."""
-        return not (self.window and self.stride) and self.protocol.whole_image_at_once
-
-    def _purified_output(
-        self, maps: Tensor, queries: np.ndarray, words: Words, size: tuple[int, int]
-    ) -> dict[str, Tensor]:
-        if self.output == "sem_seg":
-            return {"sem_seg": purified_scores(maps, queries, words, size)}
-        labels, scores = purified_labels(maps, queries, words, size)
-        return {"label_map": labels, "scores": scores}
-
     def _encode_lazily(self, batched_inputs: list[dict], base: bool) -> EncodedImages:
-        images = [self._normalize(x) for x in batched_inputs]
-        encode: Callable[[list[Window], Tensor], EncodedWindows] = partial(
-            encode_windows, self.encoder
-        )
-        if base:
-            pad = self.protocol.partial_patches == "pad" and not self._once
-            encode = partial(encode_base_windows, self.encoder, pad)
+        patch = self.encoder.patch_size
+        images = [at_least_a_patch(self.normalize(x), patch) for x in batched_inputs]
         batches = window_batches(images, self.window, self.stride, self.batch_size)
-        return EncodedImages(
-            names=[name_of(x) for x in batched_inputs],
-            images=images,
-            output_sizes=[
-                (x.get("height", x["image"].shape[1]), x.get("width", x["image"].shape[2]))
-                for x in batched_inputs
-            ],
-            batches=(self._timed(encode, *batch) for batch in batches),
-        )
-
-    def _timed(
-        self, encode: Callable[[list[Window], Tensor], EncodedWindows], *batch: Any
-    ) -> EncodedWindows:
-        with self.timer.stage("encode", self.device):
-            return encode(*batch)
-
-    def _normalize(self, x: dict) -> Tensor:
-        image = x["image"].to(self.device, torch.float32)
-        if image.ndim != 3 or len(image) != 3:
-            raise ValueError(
-                f"{name_of(x)}: an image has shape (3, H, W), not {tuple(image.shape)}"
-            )
-        image = image.flip(0) if self.input_format == "BGR" else image
-        image = (image - self.pixel_mean) / self.pixel_std
-        return at_least_a_patch(image, self.encoder.patch_size)
-
-
-def configured_vocabulary(cfg: CfgNode) -> Vocabulary:
-    """The classes of a config: of MODEL.FREECP.VOCABULARY, or else of DATASETS.TEST.
-
-    Raises:
-        ValueError: neither is set, or the data sets differ in their classes.
-    """
-    if cfg.MODEL.FREECP.VOCABULARY:
-        return load_vocabulary(cfg.MODEL.FREECP.VOCABULARY)
-    if not cfg.DATASETS.TEST:
-        raise ValueError("no classes: set MODEL.FREECP.VOCABULARY to a file, or DATASETS.TEST")
-    vocabularies = [dataset_vocabulary(MetadataCatalog.get(name)) for name in cfg.DATASETS.TEST]
-    if any(vocabulary != vocabularies[0] for vocabulary in vocabularies):
-        raise ValueError(
-            f"DATASETS.TEST {tuple(cfg.DATASETS.TEST)} differ in their classes; evaluate them one "
-            "by one"
-        )
-    return vocabularies[0]
-
-
-def _check_options(
-    input_format: str, output: str, window: int, stride: int, batch_size: int
-) -> None:
-    if input_format not in ("RGB", "BGR"):
-        raise ValueError(f"INPUT.FORMAT is {input_format!r}; choose RGB or BGR")
-    if output not in OUTPUTS:
-        raise ValueError(f"MODEL.FREECP.OUTPUT is {output!r}; choose one of {', '.join(OUTPUTS)}")
-    for key, value, least in (
-        ("WINDOW", window, 0),
-        ("STRIDE", stride, 0),
-        ("BATCH_SIZE", batch_size, 1),
-    ):
-        if value < least:
-            raise ValueError(f"MODEL.FREECP.{key} is {value}; it must be at least {least}")
-    if window and stride > window:
-        raise ValueError(
-            f"MODEL.FREECP.STRIDE is {stride} and WINDOW {window}: pixels between the windows "
-            "would never be seen; choose a stride of at most the window"
+        once = self.protocol.resamples_once(self.window, self.stride)
+        pad = self.protocol.partial_patches == "pad" and not once
+        return encode_images(
+            batched_inputs, images, batches, self.encoder, self.timer, base=base, pad=pad
         )

@@ -2,29 +2,31 @@
 
 import copy
 import os
-import threading
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, overload
+from typing import overload
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
 from torch import Tensor
 
-from .config import finished_config, load_config
+from .config import configured_vocabulary, finished_config, load_config
 from .data import Vocabulary, normalized_name
-from .data.images import resize_shortest_edge
 from .data.mapper import InferenceMapper
-from .encoding import EncodedImages
-from .inputs import ImageLike, VocabularyLike, as_pixels, as_vocabulary, no_image, with_background
-from .meta_arch import FreeCP, configured_vocabulary
-from .segmentation import ClassMaps, RemovedClass, Segmentation, segmentation_of
-from .sliding_window import WindowMean, upsample
-from .words import Words
+from .inputs import (
+    ImageLike,
+    VocabularyLike,
+    as_detectron2,
+    as_pixels,
+    as_vocabulary,
+    no_image,
+    with_background,
+)
+from .meta_arch import FreeCP
+from .purify import class_maps
+from .segmentation import ClassMaps, EncodedImage, RemovedClass, Segmentation, segmentation_of
+from .words import Words, WordsCache
 
 __all__ = [
     "ClassMaps",
@@ -37,23 +39,6 @@ __all__ = [
 ]
 CACHED_VOCABULARIES = 32
 """How many vocabularies' text features a predictor keeps."""
-
-
-@dataclass(frozen=True, eq=False)
-class EncodedImage:
-    """An image as CLIP sees it, for :meth:`FreeCPPredictor.segment`.
-
-    Attributes:
-        image: (H, W, 3) uint8 RGB.
-        source: Detectron2's dict of it, resized.
-        windows: its CLIP features.
-        base: whether they are a base method's alone.
-    """
-
-    image: np.ndarray
-    source: dict[str, Any]
-    windows: EncodedImages
-    base: bool
 
 
 class FreeCPPredictor:
@@ -85,8 +70,7 @@ class FreeCPPredictor:
         self._descriptions: Mapping[str, Sequence[str]] = parts["descriptions"]
         self._model = FreeCP(**parts, vocabulary=None).to(cfg.MODEL.DEVICE).eval()
         self._mapper = InferenceMapper(cfg)
-        self._words: OrderedDict[Vocabulary, Words] = OrderedDict()
-        self._lock = threading.Lock()  # of _words
+        self._words = WordsCache(self._encode_words, CACHED_VOCABULARIES)
         self.purifies: bool = cfg.MODEL.FREECP.ENABLED
 
     @property
@@ -210,34 +194,9 @@ class FreeCPPredictor:
             raise ValueError("the base method refines no maps; ask the predictor with FreeCP")
         words = self._words_of(vocabulary, background)
         _require_purifiable(encoded)
-        names = [names[0] for names in words.vocabulary.classes]
-        unknown = [name for name in classes if name not in names]
-        if unknown:
-            raise ValueError(f"{unknown[0]!r} is no class of the vocabulary; ask for one of it")
-        model = self._model
-        channels = torch.arange(len(classes), device=model.device)
-        queries = [
-            [i for i, index in enumerate(words.vocabulary.query_class) if names[index] == name]
-            for name in classes
-        ]
-        (image,) = encoded.windows.images
-        means = [WindowMean(len(classes), image.shape[1:], image) for _ in range(2)]
-        for batch in encoded.windows.batches:
-            assert batch.features is not None
-            candidates = model.head.select(
-                batch.features,
-                words.text,
-                words.descriptions,
-                model.encoder.logit_scale,
-                words.num_background,
-            )
-            activation = candidates.probabilities[:, words.num_background :]
-            for mean, maps in zip(means, (activation, candidates.refined), strict=True):
-                class_maps = torch.stack([maps[:, rows].amax(dim=1) for rows in queries], dim=1)
-                for window, window_maps in zip(batch.windows, class_maps, strict=True):
-                    mean.add(window, upsample(window_maps, window.size), channels)
-        before, after = (mean.mean().cpu().numpy() for mean in means)
-        return ClassMaps(tuple(classes), before, after)
+        head, encoder = self._model.head, self._model.encoder
+        before, after = class_maps(encoded.windows, words, classes, head, encoder)
+        return ClassMaps(tuple(classes), before.cpu().numpy(), after.cpu().numpy())
 
     def prepare(
         self, vocabulary: VocabularyLike = None, background: bool | Sequence[str] = False
@@ -251,50 +210,25 @@ class FreeCPPredictor:
 
     def forget(self, vocabularies: Iterable[Vocabulary]) -> None:
         """Drop the text features of vocabularies that :meth:`prepare` gave, and their words."""
-        with self._lock:
-            for vocabulary in vocabularies:
-                self._words.pop(vocabulary, None)
-        tokenizer = self._model.tokenizer
-        if isinstance(tokenizer, SimpleTokenizer):  # it keeps the pieces of every word
-            pieces = tokenizer.cache.items()
-            tokenizer.cache = {word: piece for word, piece in pieces if word == piece}
+        self._words.forget(vocabularies)
+        self._model.text_encoder.forget()
         normalized_name.cache_clear()
 
     def _words_of(self, vocabulary: VocabularyLike, background: bool | Sequence[str]) -> Words:
-        """The words of a call: those of the last CACHED_VOCABULARIES are kept."""
         if vocabulary is None:
             asked = configured_vocabulary(self.cfg)
         else:
             asked = as_vocabulary(vocabulary)
-        asked = with_background(asked, background)
-        with self._lock:
-            words = self._words.get(asked)
-        if words is None:
-            words = self._model.encode_words(asked, self._descriptions)
-        with self._lock:
-            self._words[asked] = words
-            self._words.move_to_end(asked)
-            if len(self._words) > CACHED_VOCABULARIES:
-                self._words.popitem(last=False)
-        return words
+        return self._words.get(with_background(asked, background))
+
+    def _encode_words(self, vocabulary: Vocabulary) -> Words:
+        return self._model.encode_words(vocabulary, self._descriptions)
 
     def _encode(self, image: object) -> EncodedImage:
         pixels = as_pixels(image, self._mapper.exif_orientation)
-        source = self._source(pixels, image)
+        source = as_detectron2(pixels, image, self._mapper)
         base = not self.purifies
         return EncodedImage(pixels, source, self._model.encode([source], base), base)
-
-    def _source(self, pixels: np.ndarray, image: object) -> dict[str, Any]:
-        """Detectron2's dict of an image."""
-        resized = resize_shortest_edge(pixels, self._mapper.min_size, self._mapper.max_size)
-        if self._mapper.image_format == "BGR":
-            resized = resized[:, :, ::-1]
-        return {
-            "file_name": os.fspath(image) if isinstance(image, str | os.PathLike) else "the image",
-            "height": pixels.shape[0],
-            "width": pixels.shape[1],
-            "image": torch.from_numpy(resized.transpose(2, 0, 1).copy()),
-        }
 
     def _segment(
         self, encoded: EncodedImage, words: Words, *thresholds: float | None

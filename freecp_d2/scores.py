@@ -5,6 +5,7 @@ queries that stay somewhere in an image, C all queries that are not background.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,16 +13,33 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .data.benchmarks.protocols import BaseProtocol
+from .encoding import EncodedImages
 from .pamr import pamr
 from .purification.stages import to_device
+from .purify import PurifiedWindows
 from .sliding_window import Window, WindowMean, upsample, upsample_rows
+from .timing import StageTimer
 from .words import Words
+
+OUTPUTS = ("sem_seg", "label_map")
+"""What a model gives: a score for every class at every pixel, or labels alone."""
 
 MAP_VALUES = 2**25
 """How many values of upsampled maps exist at once."""
 
 STRIP_VALUES = 2**22
 """How many scores of an image exist at once."""
+
+
+def check_output(output: str) -> None:
+    """MODEL.FREECP.OUTPUT.
+
+    Raises:
+        ValueError: it is none of OUTPUTS.
+    """
+    if output not in OUTPUTS:
+        choice = ", ".join(OUTPUTS)
+        raise ValueError(f"MODEL.FREECP.OUTPUT is {output!r}; choose one of {choice}")
 
 
 def class_scores(values: Tensor, channels: Tensor, num_channels: int) -> Tensor:
@@ -92,12 +110,12 @@ def purified_labels(
     best = maps.new_zeros(len(maps))
     at_once = max(1, MAP_VALUES // score.numel())
     for start in range(0, len(maps), at_once):
-        part = upsample(maps[start : start + at_once], size)
-        best[start : start + at_once] = part.flatten(1).amax(dim=1)
-        part_score, part_position = part.max(dim=0)
-        better = part_score > score
-        score = score.where(~better, part_score)
-        position = position.where(~better, part_position + start)
+        chunk = upsample(maps[start : start + at_once], size)
+        best[start : start + at_once] = chunk.flatten(1).amax(dim=1)
+        chunk_score, chunk_position = chunk.max(dim=0)
+        better = chunk_score > score
+        score = score.where(~better, chunk_score)
+        position = position.where(~better, chunk_position + start)
     classes = words.query_class[to_device(queries, maps.device)]
     scores = class_scores(best, words.first_class + classes, words.num_channels)
     labels = classes[position] if len(maps) else position
@@ -129,14 +147,125 @@ def ambiguous_losses(beaten_by: np.ndarray, words: Words) -> list[tuple[int, int
     return sorted({(loser, winner) for loser, winner in pairs if loser != winner})
 
 
-def base_scores(
+def purified_results(
+    encoded: EncodedImages, purified: PurifiedWindows, words: Words, output: str
+) -> list[dict[str, Any]]:
+    """What :meth:`freecp_d2.FreeCP.segment` gives, by `output`, one of OUTPUTS."""
+    return [
+        _purified_result(
+            purified.of_image(i), words, (image.shape[1], image.shape[2]), size, output
+        )
+        for i, (image, size) in enumerate(zip(encoded.images, encoded.output_sizes, strict=True))
+    ]
+
+
+def _purified_result(
+    purified: PurifiedWindows,
+    words: Words,
+    encoded_size: tuple[int, int],
+    size: tuple[int, int],
+    output: str,
+) -> dict[str, Any]:
+    merged, queries = merge_windows(purified.windows, purified.maps, purified.kept, encoded_size)
+    result: dict[str, Any]
+    if output == "label_map":
+        labels, scores = purified_labels(merged, queries, words, size)
+        result = {"label_map": labels, "scores": scores}
+    else:
+        result = {"sem_seg": purified_scores(merged, queries, words, size)}
+    return result | {
+        "kept": best_of_class(purified.kept, words) > 0,
+        "kept_redundancy": best_of_class(purified.kept_redundancy, words) > 0,
+        "consistency": best_of_class(purified.consistency, words),
+        "ambiguous_losses": ambiguous_losses(purified.beaten_by, words),
+    }
+
+
+def base_similarities(
+    encoded: EncodedImages, words: Words, resampled_once: bool, timer: StageTimer
+) -> list[Tensor]:
+    """Cosine similarities of all queries, merged over the windows of each image.
+
+    Args:
+        encoded: for a base method.
+        resampled_once: an image is one window, whose similarities keep the grid of its patches.
+            Otherwise they are upsampled to the image.
+        timer: of the stage "merge".
+
+    Returns:
+        (Q, h, w) float32 of each image.
+
+    Raises:
+        ValueError: NaN in the features of an image; it names the file.
+    """
+    device = words.text.device
+    queries = torch.arange(len(words.text), device=device)
+    merged: list[WindowMean | Tensor] = [
+        image if resampled_once else WindowMean(len(queries), image.shape[1:], image)
+        for image in encoded.images
+    ]
+    for batch in encoded.batches:
+        finite = batch.patches.isfinite().flatten(1).all(dim=1).tolist()
+        if not all(finite):
+            name = encoded.names[batch.windows[finite.index(False)].image]
+            raise ValueError(
+                f"{name}: NaN or infinity in its CLIP features; check the image, the weights "
+                "(MODEL.CLIP.PRETRAINED), or use MODEL.CLIP.PRECISION fp32"
+            )
+        with timer.stage("merge", device):
+            with torch.autocast(device.type, enabled=False):
+                similarity = batch.patches @ words.text.T
+            similarity = similarity.transpose(1, 2).unflatten(2, batch.grid)
+            left, _, top, _ = batch.padding
+            for window, maps in zip(batch.windows, similarity, strict=True):
+                mean = merged[window.image]
+                if isinstance(mean, WindowMean):
+                    height, width = window.size
+                    maps = upsample(maps, batch.pixels.shape[2:])
+                    maps = maps[:, top : top + height, left : left + width]
+                    mean.add(window, maps, queries)
+                else:
+                    merged[window.image] = maps
+    return [mean.mean() if isinstance(mean, WindowMean) else mean for mean in merged]
+
+
+def base_results(
+    encoded: EncodedImages,
+    similarities: Sequence[Tensor],
+    words: Words,
+    protocol: BaseProtocol,
+    output: str,
+) -> list[dict[str, Tensor]]:
+    """What :meth:`freecp_d2.FreeCP.segment_base` gives, by `output`, one of OUTPUTS."""
+    return [
+        _base_result(similarity, image, words, size, protocol, output)
+        for similarity, image, size in zip(
+            similarities, encoded.images, encoded.output_sizes, strict=True
+        )
+    ]
+
+
+def _base_result(
     similarity: Tensor,
     image: Tensor,
-    channels: Tensor,
-    num_channels: int,
-    size: Sequence[int],
+    words: Words,
+    size: tuple[int, int],
     protocol: BaseProtocol,
-    background: bool,
+    output: str,
+) -> dict[str, Tensor]:
+    strips = base_scores(similarity, image, words, size, protocol)
+    if output == "sem_seg":
+        return {"sem_seg": torch.cat([scores for _, scores in strips], dim=1)}
+    labels = torch.empty(size, dtype=torch.int64, device=similarity.device)
+    best = similarity.new_zeros(words.num_channels)
+    for rows, scores in strips:
+        labels[rows] = scores.argmax(dim=0)
+        best = best.maximum(scores.amax(dim=(1, 2)))
+    return {"label_map": labels, "scores": best}
+
+
+def base_scores(
+    similarity: Tensor, image: Tensor, words: Words, size: Sequence[int], protocol: BaseProtocol
 ) -> Iterator[tuple[slice, Tensor]]:
     """The scores of a base method's classes, a strip of rows after the other.
 
@@ -145,26 +274,24 @@ def base_scores(
     Args:
         similarity: (Q, h, w) float32 cosine similarities of all queries.
         image: (3, H', W') normalised, the guide of pixel-adaptive refinement.
-        channels: (Q,) int64, the output channel of each query.
-        num_channels: K.
         size: height H and width W of the output.
-        background: whether channel 0 is a background.
 
     Yields:
         rows and their (K, rows, W) float32 probabilities. They are zero of classes that the area
         threshold removes, and 1 of channel 0 where a pixel's best is below the threshold.
     """
     threshold = protocol.probability_threshold
-    if not background and not protocol.threshold_without_background:
+    if not words.num_background and not protocol.threshold_without_background:
         threshold = 0.0
+    num_channels = words.num_channels
     removed = torch.zeros(num_channels, dtype=torch.bool, device=similarity.device)
     if protocol.area_threshold is not None:
         pixels = torch.zeros(num_channels, dtype=torch.int64, device=similarity.device)
-        for _, scores in _probabilities(similarity, image, channels, num_channels, size, protocol):
+        for _, scores in _probabilities(similarity, image, words, size, protocol):
             pixels += scores.argmax(dim=0).flatten().bincount(minlength=num_channels)
         areas = pixels[1:].double()
         removed[1:] = areas <= protocol.area_threshold * areas.sum()
-    for rows, scores in _probabilities(similarity, image, channels, num_channels, size, protocol):
+    for rows, scores in _probabilities(similarity, image, words, size, protocol):
         scores.masked_fill_(removed[:, None, None], 0)
         if threshold > 0:
             scores[0].masked_fill_(scores.amax(dim=0) < threshold, 1.0)
@@ -172,12 +299,7 @@ def base_scores(
 
 
 def _probabilities(
-    similarity: Tensor,
-    image: Tensor,
-    channels: Tensor,
-    num_channels: int,
-    size: Sequence[int],
-    protocol: BaseProtocol,
+    similarity: Tensor, image: Tensor, words: Words, size: Sequence[int], protocol: BaseProtocol
 ) -> Iterator[tuple[slice, Tensor]]:
     """Rows and the (K, rows, W) probabilities of every class."""
     height, width = size
@@ -192,10 +314,10 @@ def _probabilities(
         else:
             strip = _refined_rows(similarity, guide, rows, protocol)
         probabilities = (protocol.logit_scale * strip).softmax(dim=0)
-        if num_channels == len(channels):  # every class has one name
+        if words.num_channels == len(words.text):  # every class has one name
             yield rows, probabilities
         else:
-            yield rows, class_scores(probabilities, channels, num_channels)
+            yield rows, class_scores(probabilities, words.query_channel, words.num_channels)
 
 
 def _refined_rows(similarity: Tensor, guide: Tensor, rows: slice, protocol: BaseProtocol) -> Tensor:
@@ -212,32 +334,10 @@ def _refined_rows(similarity: Tensor, guide: Tensor, rows: slice, protocol: Base
         [
             pamr(
                 guide[:, :, near],
-                upsample_rows(part, (height, width), near)[None],
+                upsample_rows(chunk, (height, width), near)[None],
                 protocol.pamr_steps,
                 protocol.pamr_dilations,
             )[0, :, inner]
-            for part in similarity.split(at_once)
+            for chunk in similarity.split(at_once)
         ]
-    )
-
-
-def base_labels(
-    similarity: Tensor, image: Tensor, words: Words, size: tuple[int, int], protocol: BaseProtocol
-) -> tuple[Tensor, Tensor]:
-    """The label map (*size) int64 of a base method, and each channel's highest score (K,)."""
-    labels = torch.empty(size, dtype=torch.int64, device=similarity.device)
-    best = similarity.new_zeros(words.num_channels)
-    for rows, scores in base_strips(similarity, image, words, size, protocol):
-        labels[rows] = scores.argmax(dim=0)
-        best = best.maximum(scores.amax(dim=(1, 2)))
-    return labels, best
-
-
-def base_strips(
-    similarity: Tensor, image: Tensor, words: Words, size: tuple[int, int], protocol: BaseProtocol
-) -> Iterator[tuple[slice, Tensor]]:
-    """:func:`base_scores` of the classes of `words`."""
-    return base_scores(
-        *(similarity, image, words.query_channel, words.num_channels, size, protocol),
-        words.num_background > 0,
     )

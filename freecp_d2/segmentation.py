@@ -8,6 +8,7 @@ import numpy as np
 from detectron2.data import Metadata
 
 from .data import Vocabulary
+from .encoding import EncodedImages
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,23 @@ class ClassMaps:
     names: tuple[str, ...]
     activation: np.ndarray
     refined: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedImage:
+    """An image as CLIP sees it, for :meth:`FreeCPPredictor.segment`.
+
+    Attributes:
+        image: (H, W, 3) uint8 RGB.
+        source: Detectron2's dict of it, resized.
+        windows: its CLIP features.
+        base: whether they are a base method's alone.
+    """
+
+    image: np.ndarray
+    source: dict[str, Any]
+    windows: EncodedImages
+    base: bool
 
 
 def segmentation_of(

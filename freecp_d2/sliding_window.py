@@ -46,6 +46,26 @@ class WindowMean:
         return self.total / self.count
 
 
+def check_windows(window: int, stride: int, batch_size: int) -> None:
+    """Of MODEL.FREECP.
+
+    Raises:
+        ValueError: one of them is too small, or pixels would lie between the windows.
+    """
+    for key, value, least in (
+        ("WINDOW", window, 0),
+        ("STRIDE", stride, 0),
+        ("BATCH_SIZE", batch_size, 1),
+    ):
+        if value < least:
+            raise ValueError(f"MODEL.FREECP.{key} is {value}; it must be at least {least}")
+    if window and stride > window:
+        raise ValueError(
+            f"MODEL.FREECP.STRIDE is {stride} and WINDOW {window}: pixels between the windows "
+            "would never be seen; choose a stride of at most the window"
+        )
+
+
 def windows_of(image: int, size: Sequence[int], window: int, stride: int) -> list[Window]:
     """Sliding windows of an image of `size` (height, width), row by row (METHOD.md step 7).
 

@@ -1,6 +1,8 @@
 """Words: a vocabulary with its text features, a value that any number of threads may share."""
 
-from collections.abc import Mapping, Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -57,6 +59,40 @@ class Words:
             descriptions=self.descriptions.to(device),
             query_class=self.query_class.to(device),
         )
+
+
+class WordsCache:
+    """The words of the last vocabularies; any number of threads may ask for them.
+
+    Args:
+        encode: vocabulary -> words.
+        size: how many are kept.
+    """
+
+    def __init__(self, encode: Callable[[Vocabulary], Words], size: int):
+        self._encode = encode
+        self._size = size
+        self._kept: OrderedDict[Vocabulary, Words] = OrderedDict()
+        self._lock = threading.Lock()  # of _kept
+
+    def get(self, vocabulary: Vocabulary) -> Words:
+        """Its words. Errors are those of `encode`."""
+        with self._lock:
+            words = self._kept.get(vocabulary)
+        if words is None:
+            words = self._encode(vocabulary)
+        with self._lock:
+            self._kept[vocabulary] = words
+            self._kept.move_to_end(vocabulary)
+            if len(self._kept) > self._size:
+                self._kept.popitem(last=False)
+        return words
+
+    def forget(self, vocabularies: Iterable[Vocabulary]) -> None:
+        """Keep these no longer."""
+        with self._lock:
+            for vocabulary in vocabularies:
+                self._kept.pop(vocabulary, None)
 
 
 def encode_words(

@@ -15,6 +15,7 @@ from torch import Tensor
 import freecp_d2.scores
 from freecp_d2 import FreeCP
 from freecp_d2.clip import DenseCLIP
+from freecp_d2.clip.text import TextEncoder
 from freecp_d2.data import Vocabulary
 from freecp_d2.data.benchmarks.protocols import PAPER, BaseProtocol
 from freecp_d2.pamr import pamr
@@ -80,6 +81,11 @@ def protocol_of(authors: str, case: dict) -> BaseProtocol:
     )
 
 
+def tokenize(texts: list[str], context_length: int = 8) -> Tensor:
+    """Two tokens each: the text tower of the vectors' CLIP has 16."""
+    return torch.tensor([[14, 15] + [0] * (context_length - 2)]).repeat(len(texts), 1)
+
+
 def segmentor(encoder: DenseCLIP, case: dict, protocol: BaseProtocol) -> FreeCP:
     """Names of class 0 are background names where it has several."""
     names: dict[int, list[str]] = {}
@@ -88,13 +94,9 @@ def segmentor(encoder: DenseCLIP, case: dict, protocol: BaseProtocol) -> FreeCP:
     background = names.pop(0) if len(names[0]) > 1 else []
     model = FreeCP(
         encoder=encoder,
-        tokenizer=lambda texts, context_length=8: (
-            torch.tensor([[14, 15]]).expand(len(texts), 2).new_zeros(len(texts), context_length)
-            + torch.tensor([14, 15] + [0] * (context_length - 2))
-        ),
+        text_encoder=TextEncoder(encoder.model, tokenize),
         vocabulary=Vocabulary(tuple(map(tuple, names.values())), tuple(background)),
         descriptions={},
-        text_cache=None,
         head=PurificationHead(0.0, 1.0),
         enabled=False,
         window=case["window"],

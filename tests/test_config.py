@@ -325,14 +325,15 @@ def is_described(model: FreeCP) -> bool:
 
 
 def cached_files(model: FreeCP) -> int:
-    return len(list(Path(model.text_cache).iterdir())) if model.text_cache else 0
+    folder = model.text_encoder.cache_dir
+    return len(list(folder.glob("*/*.safetensors"))) if folder else 0
 
 
 # Key -> a value other than that of the test's config, what it is seen by in a model, or in a mapper
 # where the function is mapper()'s, what is seen with it, and what else is set.
 REACHES: dict[str, tuple] = {
     "INPUT.EXIF_ORIENTATION": (False, mapper("exif_orientation"), False),
-    "INPUT.FORMAT": ("BGR", lambda model: model.input_format, "BGR"),
+    "INPUT.FORMAT": ("BGR", lambda model: model.normalize.input_format, "BGR"),
     "INPUT.MAX_SIZE_TEST": (100, mapper("max_size"), 100),
     "INPUT.MIN_SIZE_TEST": (50, mapper("min_size"), 50),
     "MODEL.CLIP.GAUSSIAN_STD": (2.0, encoder("gaussian_std"), 2.0),
@@ -343,7 +344,7 @@ REACHES: dict[str, tuple] = {
     "MODEL.CLIP.NAME": ("quick.json", has_quick_gelu, True),
     "MODEL.CLIP.PRECISION": ("bf16", visual_dtype, torch.bfloat16),
     "MODEL.CLIP.PRETRAINED": ("ones.safetensors", first_weight, 1.0),
-    "MODEL.CLIP.TEXT_CACHE": ("cache", cached_files, 1),
+    "MODEL.CLIP.TEXT_CACHE": ("cache", cached_files, 2),
     "MODEL.FREECP.AMBIGUITY": (False, head("ambiguity"), False),
     "MODEL.FREECP.AMBIGUITY_THRESHOLD": (0.3, head("ambiguity_threshold"), 0.3),
     "MODEL.FREECP.BACKGROUND_THRESHOLD": (
@@ -366,8 +367,8 @@ REACHES: dict[str, tuple] = {
     "MODEL.FREECP.STRIDE": (24, lambda model: model.stride, 24),
     "MODEL.FREECP.VOCABULARY": ("other.txt", class_names, (("dog",), ("sky",), ("road",))),
     "MODEL.FREECP.WINDOW": (160, lambda model: model.window, 160),
-    "MODEL.PIXEL_MEAN": ([1.0, 2.0, 3.0], lambda m: m.pixel_mean.flatten().tolist(), [1, 2, 3]),
-    "MODEL.PIXEL_STD": ([4.0, 5.0, 6.0], lambda m: m.pixel_std.flatten().tolist(), [4, 5, 6]),
+    "MODEL.PIXEL_MEAN": ([1.0, 2.0, 3.0], lambda m: m.normalize.mean.flatten().tolist(), [1, 2, 3]),
+    "MODEL.PIXEL_STD": ([4.0, 5.0, 6.0], lambda m: m.normalize.std.flatten().tolist(), [4, 5, 6]),
 }
 
 
@@ -461,5 +462,5 @@ def test_auto_is_fp16_where_the_device_is_cuda(device, config_of, monkeypatch):
     cfg.defrost()
     cfg.MODEL.DEVICE = device
     monkeypatch.setattr(torch.nn.Module, "to", lambda self, device: self)
-    encoder, _ = FreeCP.build_encoder(cfg)
+    encoder, _ = FreeCP.build_clip(cfg)
     assert encoder.model.visual.conv1.weight.dtype == torch.float16

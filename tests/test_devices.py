@@ -18,6 +18,7 @@ from torch import Tensor
 from freecp_d2 import FreeCP, ops
 from freecp_d2.clip import DenseCLIP
 from freecp_d2.clip.loading import PRECISIONS
+from freecp_d2.clip.text import TextEncoder
 from freecp_d2.data import Vocabulary
 from freecp_d2.purification import PurificationHead
 
@@ -139,12 +140,12 @@ def test_freecp(case, output, build, device, precision, inputs, vectors, cases):
     settings, expected = cases[case], vectors(case)
     names, background = [f"class {i}" for i in range(15)], settings["num_background"]
     classes = tuple((name,) for name in names[background:])
+    encoder = build(case)
     model = FreeCP(
-        encoder=build(case),
-        tokenizer=StubTokenizer(),
+        encoder=encoder,
+        text_encoder=TextEncoder(encoder.model, StubTokenizer()),
         vocabulary=Vocabulary(classes, tuple(names[:background])),
         descriptions={},
-        text_cache=None,
         head=PurificationHead(settings["redundancy_threshold"], settings["ambiguity_threshold"]),
         output=output,
         window=settings["window"],

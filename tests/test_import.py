@@ -1,5 +1,6 @@
 """What `import freecp_d2` costs beside Detectron2 and open_clip, which it stands on."""
 
+import ast
 import os
 import subprocess
 import sys
@@ -33,3 +34,40 @@ def test_the_import_costs_no_more_than_what_it_stands_on():
     total = sum(int(own.partition(":")[2]) for own, _, _ in rows[1:])
     (cost,) = (int(cumulative) for _, cumulative, name in rows[1:] if name == " freecp_d2")
     assert cost < 0.1 * total
+
+
+ROOMS = (
+    *("cli", "evaluation", "video", "predictor", "segmentation", "inputs", "meta_arch", "config"),
+    *("scores", "pamr", "purify", "words", "encoding", "purification", "ops", "clip"),
+    *("sliding_window", "timing", "data", "distributed", "fonts", "files"),
+)
+"""Data flows one way: no room imports from one to its left."""
+
+
+def rooms_imported_by(file: Path) -> set[str]:
+    """The rooms of freecp_d2 that a module's relative imports lead to."""
+    package = file.relative_to(ROOT).parts[:-1]
+    rooms = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            module = [*package[: len(package) - node.level + 1], *(node.module or "").split(".")]
+            targets = (
+                [module[1]] if node.module and len(module) > 1 else [n.name for n in node.names]
+            )
+            rooms |= {target for target in targets if target in ROOMS}
+    return rooms
+
+
+def test_data_flows_one_way():
+    package = ROOT / "freecp_d2"
+    modules = [path.stem for path in package.iterdir() if path.suffix == ".py" or path.is_dir()]
+    rooms = {name for name in modules if name.isidentifier() and not name.startswith("__")}
+    assert rooms - {"configs"} == set(ROOMS)
+    arrows = 0
+    for file in package.rglob("*.py"):
+        room = file.relative_to(package).parts[0].removesuffix(".py")
+        if room != "__init__":
+            for other in rooms_imported_by(file) - {room}:
+                assert ROOMS.index(other) > ROOMS.index(room), f"{file} imports {other}"
+                arrows += 1
+    assert arrows > 60

@@ -4,6 +4,7 @@ import math
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,14 +14,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import freecp_d2.meta_arch
+import freecp_d2.purify
 import freecp_d2.scores
 import freecp_d2.words
 from freecp_d2 import FreeCP
 from freecp_d2.clip import DenseCLIP
+from freecp_d2.clip.text import TextEncoder
 from freecp_d2.data import Vocabulary
 from freecp_d2.data.benchmarks.protocols import SAME
 from freecp_d2.purification import PurificationHead, stages
 from freecp_d2.purification.stages import to_host
+from freecp_d2.purify import purify_windows
 from freecp_d2.sliding_window import patch_padding, upsample_rows, windows_of
 
 MEAN, STD = (122.771, 116.746, 104.094), (68.501, 66.632, 70.323)
@@ -48,10 +52,9 @@ def build(encoder: DenseCLIP, inputs: dict, case: dict, enabled: bool = True, **
     head = PurificationHead(case["redundancy_threshold"], case["ambiguity_threshold"])
     arguments = {
         "encoder": encoder,
-        "tokenizer": StubTokenizer(),
+        "text_encoder": TextEncoder(encoder.model, StubTokenizer()),
         "vocabulary": vocabulary,
         "descriptions": {},
-        "text_cache": None,
         "head": head,
         "enabled": enabled,
         "window": case.get("window", 0),
@@ -209,18 +212,20 @@ def both_outputs(freecp: FreeCP, x: dict) -> tuple[torch.Tensor, torch.Tensor]:
     return results[0], results[1]
 
 
-def stub_maps(freecp: FreeCP, values: dict[int, float], monkeypatch) -> None:
+def stub_maps(values: dict[int, float], monkeypatch) -> None:
     """Purified maps that are constant: class -> value; the others are removed."""
-    resolve = freecp.head.resolve
 
-    def resolved(*arguments):
-        found = resolve(*arguments)
-        maps, kept = torch.zeros_like(found.maps), torch.zeros_like(found.kept)
+    def purify(*arguments):
+        purified = purify_windows(*arguments)
+        maps = [torch.zeros_like(window_maps) for window_maps in purified.maps]
+        kept = np.zeros_like(purified.kept)
         for class_id, value in values.items():
-            maps[:, class_id], kept[:, class_id] = value, True
-        return replace(found, maps=maps, kept=kept)
+            kept[:, class_id] = True
+            for window_maps in maps:
+                window_maps[class_id] = value
+        return replace(purified, maps=maps, kept=kept)
 
-    monkeypatch.setattr(freecp.head, "resolve", resolved)
+    monkeypatch.setattr(freecp_d2.meta_arch, "purify_windows", purify)
 
 
 @pytest.mark.parametrize(
@@ -237,7 +242,7 @@ def stub_maps(freecp: FreeCP, values: dict[int, float], monkeypatch) -> None:
 )
 def test_ties_with_the_background_are_the_backgrounds(values, label, model, inputs, monkeypatch):
     freecp = model("clearclip_background")
-    stub_maps(freecp, values, monkeypatch)
+    stub_maps(values, monkeypatch)
     sem_seg, labels = both_outputs(freecp, as_detectron2(inputs["image"]))
     assert sem_seg.argmax(0).eq(label).all() and labels.eq(label).all()
     assert sem_seg[0].eq(1 - max(values.values(), default=0)).all()
@@ -248,7 +253,7 @@ def test_ties_with_the_background_are_the_backgrounds(values, label, model, inpu
 )
 def test_ties_of_classes_are_the_firsts(values, label, model, inputs, monkeypatch):
     freecp = model("clearclip")
-    stub_maps(freecp, values, monkeypatch)
+    stub_maps(values, monkeypatch)
     sem_seg, labels = both_outputs(freecp, as_detectron2(inputs["image"]))
     assert sem_seg.argmax(0).eq(label).all() and labels.eq(label).all()
 
@@ -349,8 +354,8 @@ def test_under_autocast(enabled, model, inputs):
 
 
 def test_buffers_are_where_the_encoder_is(encoder, inputs, cases, monkeypatch):
-    for name in ("cached_text_features", "description_features"):
-        monkeypatch.setattr(freecp_d2.words, name, lambda *_: torch.zeros(15, 32))
+    monkeypatch.setattr(TextEncoder, "encode", lambda *_: torch.zeros(15, 32))
+    monkeypatch.setattr(freecp_d2.words, "description_features", lambda *_: torch.zeros(15, 32))
     freecp = build(encoder("sliding").to("meta"), inputs, cases["sliding"])
     freecp.set_vocabulary(freecp.vocabulary)
     devices = {name: buffer.device.type for name, buffer in freecp.named_buffers()}
@@ -361,7 +366,7 @@ def test_buffers_are_where_the_encoder_is(encoder, inputs, cases, monkeypatch):
         ("query_class", words.query_class),
     ):
         devices[name] = tensor.device.type
-    assert devices.keys() >= {"pixel_mean", "pixel_std"}
+    assert devices.keys() >= {"normalize.mean", "normalize.std"}
     assert set(devices.values()) == {"meta"} and freecp.device.type == "meta"
 
 
@@ -395,18 +400,17 @@ def test_what_was_removed_is_said(model, inputs, encoder):
 @pytest.mark.parametrize("winner", [0, 1, 14])
 def test_every_winner_of_an_ambiguity_is_said(winner, model, inputs, monkeypatch):
     freecp = model("clearclip")
-    resolve = freecp.head.resolve
 
-    def resolved(*arguments):
-        found = resolve(*arguments)
-        beaten_by = torch.full_like(found.beaten_by, -1)
+    def purify(*arguments):
+        purified = purify_windows(*arguments)
+        beaten_by = np.full_like(purified.beaten_by, -1)
         beaten_by[:, 7] = winner
-        kept = torch.zeros_like(found.kept)
-        redundancy = kept.clone()
+        kept = np.zeros_like(purified.kept)
+        redundancy = kept.copy()
         kept[:, winner] = redundancy[:, [winner, 7]] = True
-        return replace(found, beaten_by=beaten_by, kept=kept, kept_redundancy=redundancy)
+        return replace(purified, beaten_by=beaten_by, kept=kept, kept_redundancy=redundancy)
 
-    monkeypatch.setattr(freecp.head, "resolve", resolved)
+    monkeypatch.setattr(freecp_d2.meta_arch, "purify_windows", purify)
     (result,) = freecp([as_detectron2(inputs["image"])])
     assert result["ambiguous_losses"] == [(7, winner)]
     assert result["kept"].nonzero().flatten().tolist() == [winner]
@@ -418,7 +422,7 @@ def test_its_state_is_the_encoders(model):
     freecp = model("sliding")
     assert all(key.startswith("encoder.") for key in freecp.state_dict())
     buffers = {name for name, _ in freecp.named_buffers() if not name.startswith("encoder.")}
-    assert buffers == {"pixel_mean", "pixel_std"}
+    assert buffers == {"normalize.mean", "normalize.std"}
 
 
 @pytest.mark.parametrize("enabled", [True, False])
@@ -454,19 +458,24 @@ def test_segmenting_again_does_not_encode_again(model, inputs, monkeypatch):
     assert freecp.segment(encoded, freecp.words)[0]["kept"].sum() > expected[0]["kept"].sum()
 
 
-def test_the_device_is_waited_for_once_more_for_the_batch(model, inputs, monkeypatch):
-    """Twice for every batch of windows, in the head, and once to merge all of them."""
+@pytest.mark.parametrize("batch_size", [100, 1])
+def test_which_classes_stay_comes_to_the_host_twice(batch_size, model, inputs, monkeypatch):
+    """Before and after look-alikes compete; soft IoU does so once for every batch of windows."""
     transfers = []
 
     def counted(tensors):
-        transfers.append(len(tensors))
+        transfers.append([tensor.dtype for tensor in tensors])
         return to_host(tensors)
 
-    monkeypatch.setattr(freecp_d2.meta_arch, "to_host", counted)
-    monkeypatch.setattr(stages, "to_host", counted)
-    freecp = model("sliding", batch_size=100)
-    freecp([as_detectron2(inputs["large_image"])] * 2)
-    assert len(transfers) == 3
+    for module in (freecp_d2.purify, stages):
+        monkeypatch.setattr(module, "to_host", counted)
+    x = as_detectron2(inputs["large_image"])
+    encoded = model("sliding", batch_size=batch_size).encode([x])
+    batches = len(encoded.batches)
+    assert batches == 1 or batch_size == 1
+    model("sliding").segment(encoded, model("sliding").words)
+    flags = [dtypes for dtypes in transfers if torch.bool in dtypes]
+    assert len(flags) == 2 and len(transfers) <= 2 + batches
 
 
 @pytest.mark.parametrize("enabled", [True, False])

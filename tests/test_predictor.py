@@ -117,7 +117,7 @@ def test_threads_with_words_of_their_own_share_the_model(predictor, image):
         return [one.label_map, one.scores, predictor.base(image, vocabulary).label_map]
 
     one_by_one = [both(vocabulary) for vocabulary in vocabularies]
-    predictor.forget(list(predictor._words))
+    predictor.forget(predictor.prepare(words, len(words[0]) > 4) for words in vocabularies)
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(both, vocabularies))
     for results, expected in zip(together, one_by_one, strict=True):

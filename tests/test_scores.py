@@ -11,11 +11,29 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from freecp_d2 import scores
+from freecp_d2.data import Vocabulary
 from freecp_d2.data.benchmarks.protocols import SAME, BaseProtocol
 from freecp_d2.pamr import pamr
+from freecp_d2.words import Words
 
 IMAGE = torch.zeros(3, 4, 4)
 BACKGROUND = replace(SAME, threshold_without_background=False)
+
+
+def words_of(channels: list[int], background: bool) -> Words:
+    """Words whose queries belong to these channels; channel 0 is first where it is background."""
+    first = channels.count(0) if background else 0
+    assert not any(channels[:first])
+    classes = [channel - bool(first) for channel in channels[first:]]
+    vocabulary = Vocabulary(
+        tuple(
+            tuple(f"query {query}" for query, class_id in enumerate(classes) if class_id == index)
+            for index in range(max(classes) + 1)
+        ),
+        tuple(f"background {i}" for i in range(first)),
+    )
+    text = torch.zeros(len(channels), 1)
+    return Words(vocabulary, text, text, torch.tensor(classes))
 
 
 def scores_of(
@@ -23,8 +41,8 @@ def scores_of(
 ) -> Tensor:
     """(K, H, W) of all strips."""
     size = size or tuple(similarity.shape[1:])
-    arguments = (torch.tensor(channels), max(channels) + 1, size, protocol, background)
-    strips = list(scores.base_scores(similarity, IMAGE, *arguments))
+    words = words_of(channels, background)
+    strips = list(scores.base_scores(similarity, IMAGE, words, size, protocol))
     rows = [list(range(size[0]))[part] for part, _ in strips]
     assert sum(rows, []) == list(range(size[0]))
     return torch.cat([part for _, part in strips], dim=1)
@@ -64,6 +82,7 @@ def brute_force(
     strip=st.sampled_from([1, 40, 2**22]),
 )
 def test_labels_by_brute_force(seed, names, background, everywhere, threshold, area, strip):
+    background = background and len(names) > 1
     channels = [channel for channel, count in enumerate(names) for _ in range(count)]
     similarity = torch.rand(len(channels), 3, 4, generator=torch.Generator().manual_seed(seed))
     protocol = BaseProtocol(
@@ -95,7 +114,7 @@ def test_strips_of_refined_maps_change_nothing(steps, dilations, monkeypatch):
     image = torch.rand(3, 30, 11, generator=torch.Generator().manual_seed(0))
     similarity = torch.rand(3, 6, 7, generator=torch.Generator().manual_seed(1))
     protocol = replace(SAME, pamr_steps=steps, pamr_dilations=dilations)
-    arguments = (similarity, image, torch.arange(3), 3, (30, 11), protocol, False)
+    arguments = (similarity, image, words_of([0, 1, 2], False), (30, 11), protocol)
     (_, whole), *others = scores.base_scores(*arguments)
     assert not others
     sizes = []
@@ -110,7 +129,7 @@ def test_strips_of_refined_maps_change_nothing(steps, dilations, monkeypatch):
 
 
 def test_a_tie_with_the_background_is_the_backgrounds():
-    for channels in ([0, 1], [0, 0, 1, 2], [0, 1, 2, 0]):
+    for channels in ([0, 1], [0, 0, 1, 2], [0, 1, 2, 1]):
         found = scores_of(torch.full((len(channels), 2, 3), 0.5), channels, SAME, True)
         assert found.eq(1 / len(channels)).all() and found.argmax(0).eq(0).all()
 

@@ -2,5 +2,14 @@
 
 from .dense import METHODS, DenseCLIP, DenseFeatures
 from .loading import Tokenizer, check_normalisation, load_clip
+from .text import TextEncoder
 
-__all__ = ["METHODS", "DenseCLIP", "DenseFeatures", "Tokenizer", "check_normalisation", "load_clip"]
+__all__ = [
+    "METHODS",
+    "DenseCLIP",
+    "DenseFeatures",
+    "TextEncoder",
+    "Tokenizer",
+    "check_normalisation",
+    "load_clip",
+]

@@ -126,10 +126,10 @@ def recorded_attention(qkv: QKV, record: Tensor) -> Tensor:
     for image in range(0, batch, max(1, at_once // heads)):
         images = slice(image, image + max(1, at_once // heads))
         for head in range(0, heads, at_once):
-            part = images, slice(head, head + at_once)
-            weights = attention_weights(query[part], key[part])
+            chunk = images, slice(head, head + at_once)
+            weights = attention_weights(query[chunk], key[chunk])
             record[images] += weights.sum(dim=1, dtype=torch.float32) / heads
-            attended[part] = weights @ value[part]
+            attended[chunk] = weights @ value[chunk]
     return attended
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from open_clip.tokenizer import SimpleTokenizer
 from tqdm import tqdm
 
-from .benchmarks import BENCHMARKS, DESCRIPTIONS_FILE, KINDS, PROTOCOLS, vocabulary_of
+from .benchmarks import BENCHMARKS, DESCRIPTIONS_FILE, KINDS, PROTOCOL_WORDS, vocabulary_of
 from .vocabulary import describe, load_descriptions, normalized_name
 
 CONTEXT_LENGTH = 77
@@ -28,7 +28,7 @@ def benchmark_names() -> dict[str, list[str]]:
     Background names are left out: the ambiguity stage, which reads descriptions, leaves the
     background alone.
     """
-    return _names_of(PROTOCOLS) | _names_of(KINDS)
+    return _names_of(list(PROTOCOL_WORDS)) | _names_of(KINDS)
 
 
 def _names_of(kinds: Sequence[str]) -> dict[str, list[str]]:

@@ -1,17 +1,20 @@
 """PurificationHead: from dense CLIP features to the maps of the classes that are in the image."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
 from ..clip import DenseFeatures
 from . import stages
 
 CONSISTENCIES = ("code", "paper")
+TEXT = ("text features", "description features")
+ZERO_ATTENTION = "affinity, of whose attention a whole row or column is zero"
 
 
 class Encoder(Protocol):
@@ -36,18 +39,16 @@ class Candidates:
     """The classes of B windows after redundancy purification (METHOD.md steps 2 to 5).
 
     Attributes:
-        probabilities: (B, Q, h, w) of all queries, the background's first.
         refined: (B, C, h, w) in [0, 1].
         consistency: (B, C) of probabilities and refined maps.
         kept: (B, C) bool, the classes that stay.
-        kept_on_host: the same in NumPy.
+        finite: what they were made from -> (B,) bool, whether it is finite in a window.
     """
 
-    probabilities: Tensor
     refined: Tensor
     consistency: Tensor
     kept: Tensor
-    kept_on_host: np.ndarray
+    finite: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -78,10 +79,10 @@ class NonFiniteInput(ValueError):
     """NaN or infinity in what the head was given.
 
     Attributes:
-        window: the first window of the batch that has it; None: it is in the text features.
+        window: the first window that has it; None: it is in the text features.
     """
 
-    def __init__(self, where: str, window: int | None = None):
+    def __init__(self, where: str, window: int | None):
         super().__init__(
             f"NaN or infinity in the {where}: check the weights (MODEL.CLIP.PRETRAINED), or use "
             "MODEL.CLIP.PRECISION fp32"
@@ -106,6 +107,7 @@ class PurificationHead(nn.Module):
         ValueError: `consistency` is neither.
     """
 
+    @configurable
     def __init__(
         self,
         redundancy_threshold: float,
@@ -133,6 +135,20 @@ class PurificationHead(nn.Module):
         self.box_full_extent = box_full_extent
         self.crop_batch_size = crop_batch_size
 
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """The constructor's arguments, but for `num_background`, from MODEL.FREECP."""
+        freecp = cfg.MODEL.FREECP
+        return {
+            "redundancy_threshold": freecp.REDUNDANCY_THRESHOLD,
+            "ambiguity_threshold": freecp.AMBIGUITY_THRESHOLD,
+            "redundancy": freecp.REDUNDANCY,
+            "ambiguity": freecp.AMBIGUITY,
+            "consistency": freecp.CONSISTENCY,
+            "box_full_extent": freecp.BOX_FULL_EXTENT,
+            "crop_batch_size": freecp.CROP_BATCH_SIZE,
+        }
+
     @torch.no_grad()
     def forward(
         self,
@@ -142,7 +158,7 @@ class PurificationHead(nn.Module):
         descriptions: Tensor,
         encoder: Encoder,
     ) -> PurifiedMaps:
-        """Purify the classes of a batch of windows: :meth:`select`, then :meth:`resolve`.
+        """Purify the classes of a batch of windows: :meth:`select`, then :meth:`compete`.
 
         The device is waited for twice: once after step 5 and once in step 6.
 
@@ -157,8 +173,20 @@ class PurificationHead(nn.Module):
             ValueError: NaN or infinity in the features or the text (:class:`NonFiniteInput`), or
                 no class among the queries.
         """
-        candidates = self.select(features, text, descriptions, encoder.logit_scale)
-        return self.resolve(images, candidates, descriptions, encoder)
+        candidates, probabilities = self.select(features, text, descriptions, encoder.logit_scale)
+        (kept_on_host,) = kept_classes([candidates])
+        kept, beaten_by = self.compete(
+            images, candidates.refined, kept_on_host, descriptions, encoder
+        )
+        return PurifiedMaps(
+            maps=candidates.refined * kept[:, :, None, None],
+            kept=kept,
+            kept_redundancy=candidates.kept,
+            refined=candidates.refined,
+            consistency=candidates.consistency,
+            probabilities=probabilities,
+            beaten_by=beaten_by,
+        )
 
     @torch.no_grad()
     def select(
@@ -169,11 +197,18 @@ class PurificationHead(nn.Module):
         logit_scale: float,
         num_background: int | None = None,
         threshold: float | None = None,
-    ) -> Candidates:
-        """Redundancy purification. Arguments and errors are those of :meth:`forward`.
+    ) -> tuple[Candidates, Tensor]:
+        """Redundancy purification. It does not wait for the device: see :func:`kept_classes`.
 
         Args:
             num_background, threshold: in place of the head's own and of its redundancy threshold.
+                The others are those of :meth:`forward`.
+
+        Returns:
+            The classes, and the probabilities (B, Q, h, w) of all queries, the background's first.
+
+        Raises:
+            ValueError: no class among the queries.
         """
         if num_background is None:
             num_background = self.num_background
@@ -189,15 +224,18 @@ class PurificationHead(nn.Module):
             self.box_full_extent,
             self.true_iou,
         )
-        kept, kept_on_host, finite = self._stays(kept, consistency, descriptions)
-        if not finite:
-            sources = (("patch features", features.patches), ("attention", features.attention))
-            raise _non_finite(sources, (("text", text), ("description", descriptions)))
-        return Candidates(probabilities, refined, consistency, kept, kept_on_host)
+        finite = {
+            "text features": _finite(text[None]).expand(len(kept)),
+            "description features": _finite(descriptions[None]).expand(len(kept)),
+            "patch features": _finite(features.patches),
+            "attention": _finite(features.attention),
+            ZERO_ATTENTION: _finite(consistency),
+        }
+        return Candidates(refined, consistency, self._stays(kept), finite), probabilities
 
     @torch.no_grad()
     def select_maps(self, probabilities: Tensor, attention: Tensor) -> Candidates:
-        """Redundancy purification of any model's maps.
+        """Redundancy purification of any model's maps; as :meth:`select`.
 
         Args:
             probabilities: (B, Q, h, w) float32 in [0, 1] of every class, the background's first.
@@ -205,8 +243,7 @@ class PurificationHead(nn.Module):
                 by attention or by likeness of features. No row or column is zero.
 
         Raises:
-            ValueError: NaN or infinity in either, or a zero row or column
-                (:class:`NonFiniteInput`), or no class.
+            ValueError: no class.
         """
         _require_class(probabilities.shape[1], self.num_background)
         refined, consistency, kept = stages.purify_maps(
@@ -218,79 +255,82 @@ class PurificationHead(nn.Module):
             self.box_full_extent,
             self.true_iou,
         )
-        kept, kept_on_host, finite = self._stays(kept, consistency, probabilities)
-        if not finite:
-            raise _non_finite((("probabilities", probabilities), ("attention", attention)))
-        return Candidates(probabilities, refined, consistency, kept, kept_on_host)
+        finite = {
+            "probabilities": _finite(probabilities),
+            "attention": _finite(attention),
+            ZERO_ATTENTION: _finite(consistency),
+        }
+        return Candidates(refined, consistency, self._stays(kept), finite)
 
-    def _stays(
-        self, kept: Tensor, consistency: Tensor, source: Tensor
-    ) -> tuple[Tensor, np.ndarray, bool]:
-        """Which classes stay, the same on the host, and whether everything is finite."""
-        if not self.redundancy:
-            kept = torch.ones_like(kept)
-        windows_finite = consistency.isfinite().all(dim=1)
-        finite = torch.stack([source.isfinite().all(), windows_finite.all()])
-        kept_on_host, finite_on_host = stages.to_host([kept, finite])
-        return kept, kept_on_host > 0, bool(finite_on_host.all())
+    def _stays(self, kept: Tensor) -> Tensor:
+        return kept if self.redundancy else torch.ones_like(kept)
 
     @torch.no_grad()
-    def resolve(
+    def compete(
         self,
         images: Tensor,
-        candidates: Candidates,
+        refined: Tensor,
+        kept_on_host: np.ndarray,
         descriptions: Tensor,
         encoder: Encoder,
         num_background: int | None = None,
         threshold: float | None = None,
-    ) -> PurifiedMaps:
-        """Ambiguity purification. Arguments are those of :meth:`forward`.
+    ) -> tuple[Tensor, Tensor]:
+        """Ambiguity purification. The device is waited for once.
 
         Args:
+            refined, kept_on_host: (B, C, h, w) and (B, C) bool, of :meth:`select` and
+                :func:`kept_classes`.
             num_background, threshold: in place of the head's own and of its ambiguity threshold.
+                The others are those of :meth:`forward`.
+
+        Returns:
+            `kept` and `beaten_by` of :class:`PurifiedMaps`.
         """
+        if not self.ambiguity:
+            kept = stages.to_device(kept_on_host, refined.device)
+            return kept, torch.full(kept.shape, -1, device=kept.device)
         if num_background is None:
             num_background = self.num_background
-        refined, kept = candidates.refined, candidates.kept
-        beaten_by = torch.full(kept.shape, -1, device=kept.device)
-        if self.ambiguity:
-            kept, beaten_by = stages.resolve_ambiguity(
-                images,
-                refined,
-                candidates.kept_on_host,
-                descriptions[num_background:],
-                lambda crops: torch.cat(
-                    [encoder.encode_cls(part) for part in crops.split(self.crop_batch_size)]
-                ),
-                encoder.patch_size,
-                self.ambiguity_threshold if threshold is None else threshold,
-                self.box_full_extent,
-            )
-        return PurifiedMaps(
-            maps=refined * kept[:, :, None, None],
-            kept=kept,
-            kept_redundancy=candidates.kept,
-            refined=refined,
-            consistency=candidates.consistency,
-            probabilities=candidates.probabilities,
-            beaten_by=beaten_by,
+        return stages.resolve_ambiguity(
+            images,
+            refined,
+            kept_on_host,
+            descriptions[num_background:],
+            lambda crops: torch.cat(
+                [encoder.encode_cls(chunk) for chunk in crops.split(self.crop_batch_size)]
+            ),
+            encoder.patch_size,
+            self.ambiguity_threshold if threshold is None else threshold,
+            self.box_full_extent,
         )
+
+
+def kept_classes(batches: Sequence[Candidates]) -> list[np.ndarray]:
+    """Which classes stay in batches of windows, on the host: the device is waited for once.
+
+    Returns:
+        (B, C) bool of every batch.
+
+    Raises:
+        ValueError: NaN or infinity in what they were made from (:class:`NonFiniteInput`, whose
+            window counts through all batches).
+    """
+    flags = [torch.stack(list(candidates.finite.values())) for candidates in batches]
+    on_host = stages.to_host([*(candidates.kept for candidates in batches), *flags])
+    kept, finite = on_host[: len(batches)], np.concatenate(on_host[len(batches) :], axis=1)
+    for source, windows in zip(batches[0].finite, finite, strict=True):
+        if not windows.all():
+            window = None if source in TEXT else int((windows == 0).argmax())
+            raise NonFiniteInput(source, window)
+    return [classes > 0 for classes in kept]
+
+
+def _finite(values: Tensor) -> Tensor:
+    """(B,) bool of (B, ...)."""
+    return values.isfinite().flatten(1).all(dim=1)
 
 
 def _require_class(queries: int, num_background: int) -> None:
     if queries <= num_background:
         raise ValueError(f"{queries} queries, {num_background} of them background: name a class")
-
-
-def _non_finite(
-    sources: Sequence[tuple[str, Tensor]], text: Sequence[tuple[str, Tensor]] = ()
-) -> NonFiniteInput:
-    """The error that says where NaN or infinity is: in `text`, or in a window of `sources`."""
-    for name, values in text:
-        if not values.isfinite().all():
-            return NonFiniteInput(f"{name} features")
-    for where, values in sources:
-        finite = values.isfinite().flatten(1).all(dim=1).tolist()
-        if not all(finite):
-            return NonFiniteInput(where, finite.index(False))
-    return NonFiniteInput("affinity, of whose attention a whole row or column is zero")

@@ -23,8 +23,8 @@ def to_host(tensors: Sequence[Tensor]) -> list[np.ndarray]:
     """The tensors as float32 arrays by one transfer: their device is waited for once."""
     flat = torch.cat([tensor.flatten().float() for tensor in tensors]).cpu().numpy()
     ends = np.cumsum([tensor.numel() for tensor in tensors])
-    parts = np.split(flat, ends[:-1])
-    return [part.reshape(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+    arrays = np.split(flat, ends[:-1])
+    return [array.reshape(tensor.shape) for array, tensor in zip(arrays, tensors, strict=True)]
 
 
 def to_device(values: Any, device: torch.device) -> Tensor:
@@ -241,8 +241,8 @@ def _groups(
         to_device(np.repeat(crowded, counts), refined.device),
         to_device(np.concatenate(present), refined.device),
     ]
-    own = candidates.split(counts)
-    maps, *matrices = to_host([candidates, *map(ops.soft_iou, own)])
+    soft_ious = map(ops.soft_iou, candidates.split(counts))
+    maps, *matrices = to_host([candidates, *soft_ious])
     groups, averages, start = [], [], 0
     for window, classes, matrix in zip(crowded, present, matrices, strict=True):
         for group in ambiguous_groups(matrix, threshold):

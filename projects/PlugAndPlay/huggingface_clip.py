@@ -12,16 +12,22 @@ from typing import Any
 import open_clip
 import torch
 import torch.nn.functional as F
-from detectron2.config import CfgNode, configurable
+from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
-from transformers import CLIPConfig, CLIPModel
 
 from freecp_d2 import FreeCP
 from freecp_d2.clip import DenseFeatures
 from freecp_d2.clip.loading import PRECISIONS
-from freecp_d2.data import Vocabulary
+from freecp_d2.clip.text import TextEncoder
+
+try:
+    from transformers import CLIPConfig, CLIPModel
+except ModuleNotFoundError:
+    raise ModuleNotFoundError(
+        "a Hugging Face CLIP needs transformers: pip install 'freecp_d2[transformers]'"
+    ) from None
 
 METHODS = ("maskclip", "sclip", "clearclip")
 
@@ -69,11 +75,6 @@ class HuggingFaceCLIP(nn.Module):
         self.clip = model.eval().requires_grad_(False)
         self.method = method
         self.logit_scale: float = model.logit_scale.float().exp().item()
-
-    @property
-    def model(self) -> TextTower:
-        """The text tower, where :class:`freecp_d2.FreeCP` looks for it."""
-        return TextTower(self.clip)
 
     @property
     def patch_size(self) -> tuple[int, int]:
@@ -150,26 +151,17 @@ class HuggingFaceFreeCP(FreeCP):
         ValueError: the model has a vocabulary other than CLIP's own.
     """
 
-    @configurable
-    def __init__(self, **arguments: Any):
-        super().__init__(**arguments)
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, vocabulary: Vocabulary | None = None) -> dict[str, Any]:
-        """As :meth:`freecp_d2.FreeCP.from_config`."""
-        return {**super().from_config(cfg, vocabulary), "text_cache": None}
-
-    @classmethod
-    def build_encoder(cls, cfg: CfgNode) -> tuple["HuggingFaceCLIP", SimpleTokenizer]:
-        """As :meth:`freecp_d2.FreeCP.build_encoder`."""
+    @staticmethod
+    def build_clip(cfg: CfgNode) -> tuple[HuggingFaceCLIP, TextEncoder]:
+        """As :func:`freecp_d2.clip.build.build_clip`."""
         clip, precision = cfg.MODEL.CLIP, cfg.MODEL.CLIP.PRECISION
         if precision == "auto":
             precision = "fp16" if torch.device(cfg.MODEL.DEVICE).type == "cuda" else "fp32"
         model = CLIPModel.from_pretrained(
             clip.NAME, revision=clip.PRETRAINED, dtype=PRECISIONS[precision]
         )
-        tokenizer = clip_tokenizer(model)
-        return HuggingFaceCLIP(model.to(cfg.MODEL.DEVICE), clip.METHOD), tokenizer
+        encoder = HuggingFaceCLIP(model.to(cfg.MODEL.DEVICE), clip.METHOD)
+        return encoder, TextEncoder(TextTower(model), clip_tokenizer(model))
 
 
 def clip_tokenizer(model: CLIPModel) -> SimpleTokenizer:

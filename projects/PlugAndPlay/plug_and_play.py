@@ -11,6 +11,7 @@ model = build_model(cfg)
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable, get_cfg
@@ -18,11 +19,12 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from torch import Tensor, nn
 
 from freecp_d2 import add_freecp_config
-from freecp_d2.clip import DenseCLIP, load_clip
-from freecp_d2.clip.text import cached_text_features, description_features, template_sentences
-from freecp_d2.data import load_descriptions
-from freecp_d2.meta_arch import configured_vocabulary
-from freecp_d2.purification import Encoder, NonFiniteInput, PurificationHead
+from freecp_d2.clip.build import build_clip
+from freecp_d2.config import configured_vocabulary
+from freecp_d2.data import Vocabulary, load_descriptions
+from freecp_d2.encoding import Normalize
+from freecp_d2.purification import Encoder, NonFiniteInput, PurificationHead, kept_classes
+from freecp_d2.words import encode_words
 
 Affinity: TypeAlias = Callable[
     [tuple[Any, ...], Any, tuple[int, int]], tuple[Tensor, Sequence[int]]
@@ -89,7 +91,7 @@ class FeatureAffinity:
         padded = inputs[0].shape[-2:]
         share = [side / whole for side, whole in zip(size, padded, strict=True)]
         sides = zip(features.shape[-2:], share, strict=True)
-        height, width = (max(1, round(cells * part)) for cells, part in sides)
+        height, width = (max(1, round(cells * inside)) for cells, inside in sides)
         # Features at the centres of the image's cells, which are those of the map wherever the
         # image is a multiple of the stride.
         theta = features.new_tensor([[[share[1], 0, share[1] - 1], [0, share[0], share[0] - 1]]])
@@ -142,8 +144,6 @@ class PurifiedSegmentor(nn.Module):
         input_format: str = "RGB",
     ):
         super().__init__()
-        if input_format not in ("RGB", "BGR"):
-            raise ValueError(f"INPUT.FORMAT is {input_format!r}; choose RGB or BGR")
         if (encoder is None) != (descriptions is None):
             raise ValueError("the ambiguity stage needs both an encoder and descriptions")
         modules = dict(segmentor.named_modules())
@@ -158,44 +158,37 @@ class PurifiedSegmentor(nn.Module):
         self.affinity = affinity
         self.softmax = softmax
         self.encoder = encoder
-        self.input_format = input_format
+        self.normalize = Normalize(pixel_mean, pixel_std, input_format)
         self.register_buffer("descriptions", descriptions, persistent=False)
-        for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
-            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
         self._seen: list[tuple[tuple[Any, ...], Any]] = []
         modules[submodule].register_forward_hook(self._see)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """The constructor's arguments from a config with :func:`add_purified_config`'s keys."""
-        purified, freecp, clip = cfg.MODEL.PURIFIED, cfg.MODEL.FREECP, cfg.MODEL.CLIP
-        own = cfg.clone()
-        own.defrost()
-        own.MODEL.META_ARCHITECTURE = purified.META_ARCHITECTURE
+        purified, freecp = cfg.MODEL.PURIFIED, cfg.MODEL.FREECP
+        wrapped = cfg.clone()
+        wrapped.defrost()
+        wrapped.MODEL.META_ARCHITECTURE = purified.META_ARCHITECTURE
+        clip = cfg.clone()
+        clip.defrost()
+        clip.MODEL.PIXEL_MEAN, clip.MODEL.PIXEL_STD = (
+            purified.CLIP_PIXEL_MEAN,
+            purified.CLIP_PIXEL_STD,
+        )
         encoder = descriptions = None
         if purified.AMBIGUITY:
             vocabulary = configured_vocabulary(cfg)
-            names = [names[0] for names in vocabulary.classes]
+            names = [names[:1] for names in vocabulary.classes]
             if not vocabulary.num_background:
                 names = names[purified.NUM_BACKGROUND :]
-            model, tokenizer = load_clip(
-                clip.NAME, clip.PRETRAINED, clip.PRECISION, cfg.MODEL.DEVICE
-            )
-            encoder, cache = DenseCLIP(model), clip.TEXT_CACHE or None
-            text = cached_text_features(model, tokenizer, template_sentences(names), cache)
+            encoder, text_encoder = build_clip(clip)
             sentences = load_descriptions(freecp.DESCRIPTIONS) if freecp.DESCRIPTIONS else {}
-            descriptions = description_features(model, tokenizer, names, sentences, text, cache)
-            descriptions = descriptions.to(cfg.MODEL.DEVICE)
+            words = encode_words(text_encoder, Vocabulary(tuple(names)), sentences)
+            descriptions = words.descriptions.to(cfg.MODEL.DEVICE)
         return {
-            "segmentor": build_model(own),
-            "head": PurificationHead(
-                freecp.REDUNDANCY_THRESHOLD,
-                freecp.AMBIGUITY_THRESHOLD,
-                purified.NUM_BACKGROUND,
-                redundancy=freecp.REDUNDANCY,
-                box_full_extent=freecp.BOX_FULL_EXTENT,
-                crop_batch_size=freecp.CROP_BATCH_SIZE,
-            ),
+            "segmentor": build_model(wrapped),
+            "head": PurificationHead(cfg, num_background=purified.NUM_BACKGROUND),
             "submodule": purified.SUBMODULE,
             "affinity": FeatureAffinity(purified.FEATURE),
             "softmax": purified.SOFTMAX,
@@ -209,7 +202,7 @@ class PurifiedSegmentor(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the model lives."""
-        return self.get_buffer("pixel_mean").device
+        return self.normalize.device
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The wrapped model's."""
@@ -261,15 +254,17 @@ class PurifiedSegmentor(nn.Module):
         affinity, grid = self.affinity(*self._seen.pop(), tuple(x["image"].shape[-2:]))
         sem_seg = output["sem_seg"]
         probabilities = F.adaptive_avg_pool2d(self._probabilities(sem_seg, name), tuple(grid))
+        candidates = self.head.select_maps(probabilities[None], affinity[None])
         try:
-            candidates = self.head.select_maps(probabilities[None], affinity[None])
+            (kept_on_host,) = kept_classes([candidates])
         except NonFiniteInput:
             raise ValueError(
                 f"{name}: NaN or infinity in the scores or the affinity of "
                 f"{type(self.segmentor).__name__}; check its weights (MODEL.WEIGHTS) or the image"
             ) from None
-        purified = self.head.resolve(*self._crop_source(x, grid, candidates), self.encoder)
-        kept, beaten_by = purified.kept[0], purified.beaten_by[0].tolist()
+        kept, winners = candidates.kept[0], []
+        if self.encoder is not None:
+            kept, winners = self._compete(x, grid, candidates.refined, kept_on_host)
         stays = F.pad(kept, (self.head.num_background, 0), value=True)
         if stays.any():
             lowest = torch.finfo(sem_seg.dtype).min
@@ -277,9 +272,9 @@ class PurifiedSegmentor(nn.Module):
         return output | {
             "sem_seg": sem_seg,
             "kept": kept.cpu(),
-            "kept_redundancy": purified.kept_redundancy[0].cpu(),
-            "consistency": purified.consistency[0].cpu(),
-            "ambiguous_losses": [(i, winner) for i, winner in enumerate(beaten_by) if winner >= 0],
+            "kept_redundancy": candidates.kept[0].cpu(),
+            "consistency": candidates.consistency[0].cpu(),
+            "ambiguous_losses": [(i, winner) for i, winner in enumerate(winners) if winner >= 0],
         }
 
     def _probabilities(self, sem_seg: Tensor, name: str) -> Tensor:
@@ -291,24 +286,25 @@ class PurifiedSegmentor(nn.Module):
         total = sem_seg.float().sum(dim=0)
         return sem_seg.float() / total.masked_fill(total == 0, 1)
 
-    def _crop_source(self, x: dict, grid: Sequence[int], candidates: Any) -> tuple:
-        """The arguments of :meth:`PurificationHead.resolve` before the encoder."""
-        classes = candidates.kept.shape[1]
-        if self.encoder is None:
-            return x["image"][None], candidates, candidates.kept.new_zeros(classes, 1)
+    def _compete(
+        self, x: dict, grid: Sequence[int], refined: Tensor, kept_on_host: np.ndarray
+    ) -> tuple[Tensor, list[int]]:
+        """Which classes stay (C,), and who beat each of the others, -1 for nobody."""
+        assert self.encoder is not None
+        classes = refined.shape[1]
         if len(self.descriptions) != classes:
             raise ValueError(
                 f"descriptions of {len(self.descriptions)} classes, but "
                 f"{type(self.segmentor).__name__} scores {classes} without the background; name "
                 "its classes (MODEL.FREECP.VOCABULARY)"
             )
-        image = x["image"].to(self.device, torch.float32)
-        image = (image.flip(0) if self.input_format == "BGR" else image) - self.pixel_mean
         # A cell of the grid becomes a patch of the encoder.
         size = [n * p for n, p in zip(grid, self.encoder.patch_size, strict=True)]
-        image = F.interpolate((image / self.pixel_std)[None], size, mode="bilinear", antialias=True)
-        descriptions = F.pad(self.descriptions, (0, 0, self.head.num_background, 0))
-        return image, candidates, descriptions
+        image = F.interpolate(self.normalize(x)[None], size, mode="bilinear", antialias=True)
+        kept, beaten_by = self.head.compete(
+            image, refined, kept_on_host, self.descriptions, self.encoder, num_background=0
+        )
+        return kept[0], beaten_by[0].tolist()
 
     def _see(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         if not self.training:

@@ -13,7 +13,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from freecp_d2 import load_config
 from freecp_d2.data import dataset_vocabulary
-from freecp_d2.data.benchmarks import BENCHMARKS, KINDS, PROTOCOLS, Layout, vocabulary_of
+from freecp_d2.data.benchmarks import BENCHMARKS, KINDS, PROTOCOL_WORDS, Layout, vocabulary_of
 from freecp_d2.data.mapper import load_label_map
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -190,7 +190,7 @@ def test_an_unknown_kind_of_words():
         vocabulary_of(BENCHMARKS["voc20"], "officiel")
 
 
-@pytest.mark.parametrize("kind", [*KINDS, *PROTOCOLS])
+@pytest.mark.parametrize("kind", [*KINDS, *PROTOCOL_WORDS])
 def test_vocabularies_of_the_same_classes_agree(kind):
     words = {name: vocabulary_of(b, kind).classes for name, b in BENCHMARKS.items()}
     assert words["voc20"] == words["voc21"]

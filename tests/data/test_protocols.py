@@ -8,14 +8,13 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 
-import freecp_d2.words
 from freecp_d2 import add_freecp_config, load_config
-from freecp_d2.clip import DenseCLIP
+from freecp_d2.clip import DenseCLIP, TextEncoder
+from freecp_d2.config import configured_vocabulary
 from freecp_d2.data import load_vocabulary
 from freecp_d2.data.benchmarks import BENCHMARKS
 from freecp_d2.data.benchmarks.protocols import PAPER, SAME, base_protocol, with_protocol
 from freecp_d2.data.mapper import InferenceMapper
-from freecp_d2.meta_arch import configured_vocabulary
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -144,11 +143,7 @@ def test_a_config_that_was_not_loaded_by_load_config(monkeypatch, caplog):
     cfg.DATASETS.TEST = ("voc_2012_val_21_sem_seg",)
     assert InferenceMapper(cfg).min_size == 336
     encode = torch.zeros
-    monkeypatch.setattr(
-        freecp_d2.words,
-        "cached_text_features",
-        lambda clip, _, texts, cache: encode(len(texts), 2),
-    )
+    monkeypatch.setattr(TextEncoder, "encode", lambda self, entries: encode(len(entries), 2))
     with caplog.at_level(logging.INFO):
         model = build_model(cfg)
     assert "PROTOCOL paper" in caplog.text and "SCLIP" in caplog.text

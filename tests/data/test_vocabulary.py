@@ -18,7 +18,7 @@ from freecp_d2.data import (
     load_vocabulary,
     normalized_name,
 )
-from freecp_d2.data.benchmarks import BENCHMARKS, KINDS, PROTOCOLS, vocabulary_of
+from freecp_d2.data.benchmarks import BENCHMARKS, KINDS, PROTOCOL_WORDS, vocabulary_of
 from freecp_d2.data.benchmarks import DESCRIPTIONS_FILE as BENCHMARK_DESCRIPTIONS
 from freecp_d2.data.scenes import CLASSES, DESCRIPTIONS, DESCRIPTIONS_FILE
 from freecp_d2.data.vocabulary import in_words
@@ -199,7 +199,7 @@ def test_class_files_of_other_projects(text, classes, background, said, tmp_path
 
 def test_the_first_line_of_published_lists_is_the_background(tmp_path):
     for name in ("voc21", "coco_object", "pcontext60"):
-        for kind in ("published", *PROTOCOLS):
+        for kind in ("published", *PROTOCOL_WORDS):
             vocabulary = vocabulary_of(BENCHMARKS[name], kind)
             lines = [", ".join(own) for own in (vocabulary.background, *vocabulary.classes)]
             path = tmp_path / "v.txt"
@@ -517,7 +517,7 @@ def test_an_empty_list_is_no_description(tmp_path):
 def test_ours_describe_every_name_of_the_benchmarks():
     descriptions = load_descriptions(BENCHMARK_DESCRIPTIONS)
     for benchmark in BENCHMARKS.values():
-        for kind in (*KINDS, *PROTOCOLS):
+        for kind in (*KINDS, *PROTOCOL_WORDS):
             for names in vocabulary_of(benchmark, kind).classes:
                 for name in names:
                     assert describe(descriptions, name), f"{kind}/{benchmark.name}: {name}"

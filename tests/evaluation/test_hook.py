@@ -18,6 +18,7 @@ from PIL import Image
 from torch import nn
 
 from freecp_d2 import FreeCP
+from freecp_d2.clip.text import TextEncoder
 from freecp_d2.data import Vocabulary
 from freecp_d2.data.mapper import InferenceMapper
 from freecp_d2.evaluation import FreeCPSemSegEvaluator, SemSegEvalHook
@@ -73,12 +74,12 @@ def dataset(register, tmp_path):
 
 @pytest.fixture
 def freecp(encoder, inputs, dataset):
+    clip = encoder("clearclip")
     model = FreeCP(
-        encoder=encoder("clearclip"),
-        tokenizer=StubTokenizer(),
+        encoder=clip,
+        text_encoder=TextEncoder(clip.model, StubTokenizer()),
         vocabulary=Vocabulary.from_names(["a", "b", "c", "d", "e"]),
         descriptions={},
-        text_cache=None,
         head=PurificationHead(0.0, 1.0),
         window=0,
         stride=0,
@@ -89,7 +90,7 @@ def freecp(encoder, inputs, dataset):
     )
     # CLIP's weights are random: its features of the first image's halves are the classes' "texts".
     image = mapper()(DatasetCatalog.get(dataset)[0])["image"]
-    halves = model.encoder(((image - model.pixel_mean) / model.pixel_std)[None]).patches[0]
+    halves = model.encoder(model.normalize({"image": image})[None]).patches[0]
     text = inputs["text"][:5].clone()
     text[:2] = nn.functional.normalize(halves.unflatten(0, (2, -1)).mean(dim=1), dim=1)
     model.words = replace(model.words, text=text, descriptions=text)

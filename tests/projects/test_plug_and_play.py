@@ -82,7 +82,9 @@ def test_both_clips_keep_the_same_classes(scene_clip, converted, windows):
     ours, theirs = DenseCLIP(model), hugging.HuggingFaceCLIP(converted)
     sentences = [[f"a picture of the {name}"] for name in CLASSES]
     text = encode_sentences(model, tokenizer, sentences)
-    own_text = encode_sentences(theirs.model, hugging.clip_tokenizer(converted), sentences)
+    own_text = encode_sentences(
+        hugging.TextTower(converted), hugging.clip_tokenizer(converted), sentences
+    )
     torch.testing.assert_close(own_text, text, atol=1e-4, rtol=0)
     head = PurificationHead(0.02, 0.5)
     expected = head(windows, ours(windows), text, text, ours)

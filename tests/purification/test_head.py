@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from freecp_d2.clip import DenseFeatures
-from freecp_d2.purification import NonFiniteInput, PurificationHead
+from freecp_d2.purification import NonFiniteInput, PurificationHead, kept_classes
 
 WHOLE = ("maskclip", "sclip", "clearclip", "gem", "clearclip_background")
 
@@ -142,12 +142,30 @@ def test_maps_of_any_model_are_selected_alike(encoder, inputs, cases):
     features = clip(inputs["image"])
     purification = head(case)
     arguments = (features, inputs["text"], inputs["descriptions"], clip.logit_scale)
-    expected = purification.select(*arguments)
-    found = purification.select_maps(expected.probabilities, features.attention)
-    for name in ("probabilities", "refined", "consistency", "kept"):
-        torch.testing.assert_close(getattr(found, name), getattr(expected, name))
-    assert (found.kept_on_host == found.kept.numpy()).all() and found.kept.any()
-    assert not found.kept.all()
+    expected, probabilities = purification.select(*arguments)
+    candidates = purification.select_maps(probabilities, features.attention)
+    for name in ("refined", "consistency", "kept"):
+        torch.testing.assert_close(getattr(candidates, name), getattr(expected, name))
+    (kept,) = kept_classes([candidates])
+    assert (kept == candidates.kept.numpy()).all() and kept.any() and not kept.all()
+
+
+def test_batches_come_to_the_host_together(encoder, inputs, cases):
+    clip, purification = encoder("clearclip"), head(cases["clearclip"])
+    text, descriptions = inputs["text"], inputs["descriptions"]
+
+    def selected(images):
+        return purification.select(clip(images), text, descriptions, clip.logit_scale)[0]
+
+    image = inputs["image"]
+    batches = [selected(image), selected(torch.cat([image.flip(3), image.flip(2)]))]
+    for kept, candidates in zip(kept_classes(batches), batches, strict=True):
+        assert kept.dtype == bool and (kept == candidates.kept.numpy()).all()
+    broken = image.clone()
+    broken[0, 0, 0, 0] = torch.nan
+    with pytest.raises(NonFiniteInput, match="in the patch features:") as caught:
+        kept_classes([*batches, selected(torch.cat([image, broken])), selected(image)])
+    assert caught.value.window == 4
 
 
 @pytest.mark.parametrize("background", [1, 3, 4])
@@ -178,5 +196,5 @@ def test_maps_with_nan_are_refused(where, said):
     else:
         attention[1].select(int(where == "zero column"), 7).zero_()
     with pytest.raises(NonFiniteInput, match=said) as caught:
-        PurificationHead(0.05, 0.7).select_maps(maps, attention)
-    assert caught.value.window == (None if where.startswith("zero") else 1)
+        kept_classes([PurificationHead(0.05, 0.7).select_maps(maps, attention)])
+    assert caught.value.window == 1

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from freecp_d2 import ops
-from freecp_d2.purification import PurificationHead, stages
+from freecp_d2.purification import PurificationHead, kept_classes, stages
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -226,11 +226,10 @@ def test_ambiguity_by_brute_force(seed, batch, classes, threshold):
             for member in members:
                 beaten_by[b, member] = winner
     beaten_by[stays] = -1
-    found = stages.resolve_ambiguity(
+    stay, winner = stages.resolve_ambiguity(
         images, refined, kept.numpy(), descriptions, encode, (4, 4), threshold
     )
-    assert found[0].equal(stays)
-    assert found[1].equal(beaten_by)
+    assert stay.equal(stays) and winner.equal(beaten_by)
 
 
 def test_selection_compiles_as_one_graph_and_ignores_autocast():
@@ -253,7 +252,7 @@ class HostReads(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.found = []
+        self.names = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
@@ -261,7 +260,7 @@ class HostReads(TorchDispatchMode):
             index is not None and index.dtype == torch.bool for index in args[1]
         )
         if boolean_index or name in self.WAITING:
-            self.found.append(name)
+            self.names.append(name)
         return func(*args, **(kwargs or {}))
 
 
@@ -307,8 +306,10 @@ def test_the_device_is_waited_for_twice(monkeypatch, encoder, inputs, cases):
     case = cases["clearclip"]
     head = PurificationHead(case["redundancy_threshold"], case["ambiguity_threshold"])
     with waiting("error"), HostReads() as reads:
-        candidates = head.select(features, text, descriptions, clip.logit_scale)
+        candidates, _ = head.select(features, text, descriptions, clip.logit_scale)
+        assert transfers == []
+        (kept,) = kept_classes([candidates])
         assert len(transfers) == 1
-        result = head.resolve(images, candidates, descriptions, clip)
-    assert len(transfers) == 2 and reads.found == []
-    assert (result.beaten_by >= 0).any()
+        _, beaten_by = head.compete(images, candidates.refined, kept, descriptions, clip)
+    assert len(transfers) == 2 and reads.names == []
+    assert (beaten_by >= 0).any()

@@ -7,7 +7,7 @@ from .layout import BENCHMARKS, Benchmark, Layout
 if "FREECP_D2_PREPARE_WORKER" not in os.environ:  # see freecp_d2/__init__.py
     from .catalog import (
         KINDS,
-        PROTOCOLS,
+        PROTOCOL_WORDS,
         class_names,
         load_benchmark,
         register_benchmarks,
@@ -21,7 +21,7 @@ __all__ = [
     "BENCHMARKS",
     "DESCRIPTIONS_FILE",
     "KINDS",
-    "PROTOCOLS",
+    "PROTOCOL_WORDS",
     "Benchmark",
     "Layout",
     "class_names",

@@ -1,8 +1,10 @@
 """The eight benchmarks in Detectron2's catalogs; files are looked for when they are loaded."""
 
 import logging
+from collections.abc import Mapping
 from functools import cache, partial
 from pathlib import Path
+from types import MappingProxyType
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -22,10 +24,11 @@ from .layout import BENCHMARKS, Benchmark, Layout
 KINDS: tuple[str, ...] = ("published", "curated")
 """Each benchmark has a vocabulary of either kind; the catalogs hold the published ones."""
 
-PROTOCOLS: tuple[str, ...] = ("sclip", "clearclip")
-"""Kinds of the base methods' own protocols. They differ from the published ones on VOC and
-COCO-Object alone (NACLIP's are SCLIP's)."""
-_OWN_WORDS = ("voc20", "voc21", "coco_object")
+PROTOCOL_WORDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {kind: ("voc20", "voc21", "coco_object") for kind in ("sclip", "clearclip")}
+)
+"""Kinds of the base methods' own protocols -> benchmarks where they differ from the published
+(NACLIP's are SCLIP's)."""
 
 logger = logging.getLogger(__name__)
 
@@ -34,14 +37,19 @@ def vocabulary_of(benchmark: Benchmark, kind: str = "published") -> Vocabulary:
     """Its class names in words for CLIP, and its background names where the background is scored.
 
     Args:
-        kind: of :data:`KINDS` or :data:`PROTOCOLS`.
+        kind: of :data:`KINDS` or :data:`PROTOCOL_WORDS`.
 
     Raises:
         FileNotFoundError: there is no such kind.
     """
-    if kind in PROTOCOLS and benchmark.name not in _OWN_WORDS:
+    if kind in PROTOCOL_WORDS and benchmark.name not in PROTOCOL_WORDS[kind]:
         kind = "published"
-    return load_vocabulary(f"{PACKAGED}benchmarks/{kind}/{benchmark.name}.json")
+    return load_vocabulary(words_file(kind, benchmark.name))
+
+
+def words_file(kind: str, name: str) -> str:
+    """The file of a benchmark's words of that kind."""
+    return f"{PACKAGED}benchmarks/{kind}/{name}.json"
 
 
 def class_names(benchmark: Benchmark) -> list[str]:
@@ -49,7 +57,7 @@ def class_names(benchmark: Benchmark) -> list[str]:
 
     Tables and reports show them; CLIP is asked for :func:`vocabulary_of`'s.
     """
-    names = load_vocabulary(f"{PACKAGED}benchmarks/classes/{benchmark.name}.json")
+    names = load_vocabulary(words_file("classes", benchmark.name))
     return list(names.queries)
 
 

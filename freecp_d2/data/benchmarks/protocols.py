@@ -11,6 +11,7 @@ from typing import Literal
 
 from detectron2.config import CfgNode
 
+from .catalog import PROTOCOL_WORDS, words_file
 from .layout import BENCHMARKS
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,10 @@ class BaseProtocol:
     stride: int | None = None
     words: str = ""
 
+    def resamples_once(self, window: int, stride: int) -> bool:
+        """Whether with this window and stride the maps of an image are resampled once."""
+        return not (window and stride) and self.whole_image_at_once
+
 
 SAME = BaseProtocol(
     "same",
@@ -71,27 +76,26 @@ _NACLIP = BaseProtocol(
     "NACLIP", logit_scale=40, pamr_steps=10, whole_image_at_once=False, window=224, stride=112
 )
 
-_SCLIP_WORDS = {
-    name: f"freecp_d2://benchmarks/sclip/{name}.json" for name in ("voc21", "voc20", "coco_object")
-}
-_CLEARCLIP_WORDS = {name: file.replace("sclip", "clearclip") for name, file in _SCLIP_WORDS.items()}
-
 
 def _by_benchmark(
-    default: BaseProtocol, words: Mapping[str, str], settings: Mapping[str, Mapping]
+    default: BaseProtocol, words: str, settings: Mapping[str, Mapping]
 ) -> Mapping[str | None, BaseProtocol]:
     return MappingProxyType(
         {None: default}
         | {
-            name: replace(default, words=words.get(name, ""), **changes)
+            name: replace(default, words=_words(words, name), **changes)
             for name, changes in settings.items()
         }
     )
 
 
+def _words(kind: str, name: str) -> str:
+    return words_file(kind, name) if name in PROTOCOL_WORDS[kind] else ""
+
+
 SCLIP = _by_benchmark(
     _SCLIP,
-    _SCLIP_WORDS,
+    "sclip",
     {
         "voc21": {
             "short_side": 336,
@@ -112,7 +116,7 @@ SCLIP = _by_benchmark(
 
 CLEARCLIP = _by_benchmark(
     _CLEARCLIP,
-    _CLEARCLIP_WORDS,
+    "clearclip",
     {
         "voc21": {"short_side": 448, "probability_threshold": 0.5},
         "voc20": {"short_side": 448},
@@ -128,7 +132,7 @@ CLEARCLIP = _by_benchmark(
 
 NACLIP = _by_benchmark(
     _NACLIP,
-    _SCLIP_WORDS,  # its lists are SCLIP's
+    "sclip",  # its lists are SCLIP's
     {
         "voc21": {"short_side": 336, "window": 0, "stride": 0, "probability_threshold": 0.1},
         "voc20": {"short_side": 336, "window": 0, "stride": 0},
@@ -194,7 +198,7 @@ def with_protocol(cfg: CfgNode) -> CfgNode:
     protocol = base_protocol(cfg)
     if cfg.MODEL.FREECP.ENABLED or protocol.authors == SAME.authors:
         return cfg
-    frozen, cfg = cfg.is_frozen(), cfg.clone()
+    given, cfg = cfg, cfg.clone()
     cfg.defrost()
     if protocol.short_side is not None:
         cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = protocol.short_side, LONG_SIDE
@@ -202,6 +206,8 @@ def with_protocol(cfg: CfgNode) -> CfgNode:
     cfg.MODEL.FREECP.VOCABULARY = cfg.MODEL.FREECP.VOCABULARY or protocol.words
     if cfg.MODEL.CLIP.METHOD == "sclip":
         cfg.MODEL.CLIP.LAST_BLOCK = cfg.MODEL.CLIP.LAST_BLOCK or "residual"
-    if frozen:
+    if cfg != given:
+        log.info("MODEL.FREECP.PROTOCOL paper: %s", protocol)
+    if given.is_frozen():
         cfg.freeze()
     return cfg

@@ -1,0 +1,171 @@
+"""METHOD.md steps 2 to 6 on the windows of images: which classes stay, and their maps."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .clip import DenseCLIP
+from .encoding import EncodedImages
+from .purification import Candidates, NonFiniteInput, PurificationHead, kept_classes
+from .purification.stages import to_host
+from .sliding_window import Window, WindowMean, upsample
+from .timing import StageTimer
+from .words import Words
+
+
+@dataclass(frozen=True)
+class PurifiedWindows:
+    """What purification leaves of W windows of a batch of images. C counts queries of classes.
+
+    Attributes:
+        windows: which they are.
+        maps: (C, h, w) in [0, 1] of each, refined.
+        kept: (W, C) bool, which of the maps stay.
+        kept_redundancy: (W, C) bool, which stayed after redundancy purification.
+        consistency: (W, C) float32.
+        beaten_by: (W, C) int64, the query of a class that lost to a look-alike; -1 elsewhere.
+    """
+
+    windows: list[Window]
+    maps: list[Tensor]
+    kept: np.ndarray
+    kept_redundancy: np.ndarray
+    consistency: np.ndarray
+    beaten_by: np.ndarray
+
+    def of_image(self, index: int) -> "PurifiedWindows":
+        """Those of one image of the batch."""
+        rows = [i for i, window in enumerate(self.windows) if window.image == index]
+        return PurifiedWindows(
+            [self.windows[i] for i in rows],
+            [self.maps[i] for i in rows],
+            self.kept[rows],
+            self.kept_redundancy[rows],
+            self.consistency[rows],
+            self.beaten_by[rows],
+        )
+
+
+def purify_windows(
+    encoded: EncodedImages,
+    words: Words,
+    head: PurificationHead,
+    encoder: DenseCLIP,
+    redundancy_threshold: float | None,
+    ambiguity_threshold: float | None,
+    timer: StageTimer,
+) -> PurifiedWindows:
+    """Purify the classes of all windows of a batch of images.
+
+    Which classes stay comes to the host twice: after step 5, and after step 6.
+
+    Args:
+        redundancy_threshold, ambiguity_threshold: None: the head's.
+
+    Raises:
+        ValueError: NaN in the features of an image (it names the file), or an image that was
+            encoded for a base method alone.
+    """
+    device = words.text.device
+    windows: list[Window] = []
+    pixels: list[Tensor] = []
+    candidates: list[Candidates] = []
+    for batch in encoded.batches:
+        if batch.features is None:
+            raise ValueError("images that were encoded for a base method; encode them anew")
+        with timer.stage("purify", device):
+            selected, _ = head.select(
+                batch.features,
+                words.text,
+                words.descriptions,
+                encoder.logit_scale,
+                words.num_background,
+                redundancy_threshold,
+            )
+        windows += batch.windows
+        pixels.append(batch.pixels)
+        candidates.append(selected)
+    with timer.stage("purify", device):
+        try:
+            kept_on_host = kept_classes(candidates)
+        except NonFiniteInput as error:
+            if error.window is None:
+                raise
+            name = encoded.names[windows[error.window].image]
+            raise ValueError(f"{name}: {error}; or the image is broken") from None
+    with timer.stage("ambiguity", device):
+        outcomes = [
+            head.compete(
+                images,
+                batch.refined,
+                stays,
+                words.descriptions,
+                encoder,
+                words.num_background,
+                ambiguity_threshold,
+            )
+            for images, batch, stays in zip(pixels, candidates, kept_on_host, strict=True)
+        ]
+        kept, beaten_by, consistency = to_host(
+            [
+                torch.cat([kept for kept, _ in outcomes]),
+                torch.cat([beaten_by for _, beaten_by in outcomes]),
+                torch.cat([batch.consistency for batch in candidates]),
+            ]
+        )
+    return PurifiedWindows(
+        windows=windows,
+        maps=[maps for batch in candidates for maps in batch.refined],
+        kept=kept > 0,
+        kept_redundancy=np.concatenate(kept_on_host),
+        consistency=consistency,
+        beaten_by=beaten_by.astype(np.int64),
+    )
+
+
+def class_maps(
+    encoded: EncodedImages,
+    words: Words,
+    classes: Sequence[str],
+    head: PurificationHead,
+    encoder: DenseCLIP,
+) -> tuple[Tensor, Tensor]:
+    """Class activation maps of one image before and after refinement (METHOD.md steps 2 and 4).
+
+    Args:
+        classes: first names of K classes of `words`.
+
+    Returns:
+        Two (K, H, W) float32, H and W of the image as it is encoded: means over the windows.
+
+    Raises:
+        ValueError: there is no such class.
+    """
+    names = [names[0] for names in words.vocabulary.classes]
+    for name in classes:
+        if name not in names:
+            raise ValueError(f"{name!r} is no class of the vocabulary; ask for one of it")
+    query_names = [names[index] for index in words.vocabulary.query_class]
+    queries = [[i for i, other in enumerate(query_names) if other == name] for name in classes]
+    (image,) = encoded.images
+    channels = torch.arange(len(classes), device=image.device)
+    means = [WindowMean(len(classes), image.shape[1:], image) for _ in range(2)]
+    for batch in encoded.batches:
+        assert batch.features is not None
+        candidates, probabilities = head.select(
+            batch.features,
+            words.text,
+            words.descriptions,
+            encoder.logit_scale,
+            words.num_background,
+        )
+        activation = probabilities[:, words.num_background :]
+        for mean, maps in zip(means, (activation, candidates.refined), strict=True):
+            of_classes = torch.stack([maps[:, rows].amax(dim=1) for rows in queries], dim=1)
+            for window, window_maps in zip(batch.windows, of_classes, strict=True):
+                mean.add(window, upsample(window_maps, window.size), channels)
+    before, after = (mean.mean() for mean in means)
+    return before, after
