@@ -1,8 +1,11 @@
 """Images and words in the forms in which people give them to a predictor."""
 
+import logging
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -11,7 +14,7 @@ import torch
 from detectron2.utils.file_io import PathManager
 from PIL import Image
 
-from .data import Vocabulary, load_vocabulary, normalized_name
+from .data import Vocabulary, load_descriptions, load_vocabulary, normalized_name
 from .data.images import read_image, resize_shortest_edge, to_pixels
 from .data.mapper import InferenceMapper
 from .files import PACKAGED
@@ -19,21 +22,45 @@ from .files import PACKAGED
 FILE_SUFFIXES = ".txt .json .csv .tsv .yaml .yml .names .lst .list .py .md".split()
 """A word that ends so is the path of a file, there or not, and no class."""
 
+_URL = re.compile(r"(https?|ftp)://", re.IGNORECASE)
+log = logging.getLogger(__name__)
+
 ImageLike: TypeAlias = str | os.PathLike | Image.Image | np.ndarray
 VocabularyLike: TypeAlias = (
-    Vocabulary | Sequence[str] | Sequence[Sequence[str]] | str | os.PathLike | None
+    Vocabulary
+    | Sequence[str]
+    | Sequence[Sequence[str]]
+    | Mapping[str, str | Sequence[str]]
+    | str
+    | os.PathLike
+    | None
 )
+"""A list of names; a list of lists, the names of one class each; a dict, class -> more names of it;
+a :class:`freecp_d2.data.Vocabulary`; the path of a file of one."""
+
+Background: TypeAlias = bool | Sequence[str]
+"""True: what is none of the classes is background; a list: by these names; False: as it is."""
+
+DescriptionsLike: TypeAlias = Mapping[str, Sequence[str]] | str | os.PathLike | None
+"""Class -> sentences about it, or the path of a file of that."""
+
+FAILURES = (OSError, TypeError, ValueError, Image.DecompressionBombError)
+"""What one image may raise without stopping the others."""
 
 
 def as_vocabulary(vocabulary: Any) -> Vocabulary:
-    """The vocabulary of a list of names or of lists of names, of a file, or a vocabulary itself.
-
+    """The vocabulary of any of :data:`VocabularyLike` but None.
     Raises:
         FileNotFoundError: there is no such file.
         TypeError, ValueError: it is no vocabulary, or none that can be used.
     """
     if isinstance(vocabulary, Vocabulary):
         return vocabulary
+    if isinstance(vocabulary, Mapping):
+        vocabulary = [
+            list(dict.fromkeys([name, *([more] if isinstance(more, str) else more)]))
+            for name, more in vocabulary.items()
+        ]
     if isinstance(vocabulary, str | os.PathLike):
         path = os.path.expanduser(os.fspath(vocabulary))
         if not path.startswith(PACKAGED) and not os.path.isfile(path):
@@ -48,6 +75,20 @@ def as_vocabulary(vocabulary: Any) -> Vocabulary:
             raise TypeError(f"class {number} must be a name or a list of names, not {entry!r}")
         classes.append(tuple(name.strip() for name in names))
     return Vocabulary(tuple(classes))
+
+
+def as_descriptions(descriptions: DescriptionsLike) -> Mapping[str, Sequence[str]]:
+    """Class -> sentences. Errors are those of :func:`freecp_d2.data.load_descriptions`."""
+    if isinstance(descriptions, str | os.PathLike):
+        return load_descriptions(os.fspath(descriptions))
+    return descriptions or {}
+
+
+def grouped(images: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Lists of at most `size` of them."""
+    iterator = iter(images)
+    while group := list(islice(iterator, size)):
+        yield group
 
 
 def names_a_file(text: str) -> bool:
@@ -94,7 +135,7 @@ def as_detectron2(pixels: np.ndarray, image: object, mapper: InferenceMapper) ->
     }
 
 
-def with_background(vocabulary: Vocabulary, background: bool | Sequence[str]) -> Vocabulary:
+def with_background(vocabulary: Vocabulary, background: Background) -> Vocabulary:
     """The vocabulary with a scored background.
 
     Args:
@@ -110,9 +151,16 @@ def with_background(vocabulary: Vocabulary, background: bool | Sequence[str]) ->
         background = [name for name in default if normalized_name(name) not in classes]
     if isinstance(background, str):
         raise ValueError(f"background is {background!r}; give True or a list of names")
-    if isinstance(background, bool):
-        return vocabulary
-    return replace(vocabulary, background=tuple(background))
+    if not isinstance(background, bool):
+        vocabulary = replace(vocabulary, background=tuple(background))
+    if len(vocabulary.classes) == 1 and not vocabulary.background:
+        name = vocabulary.classes[0][0]
+        log.warning(
+            "one class and no background: every pixel that has a score becomes %r; "
+            "add other classes, or background=True (--background)",
+            name,
+        )
+    return vocabulary
 
 
 def as_pixels(image: object, exif_orientation: bool) -> np.ndarray:
@@ -123,6 +171,8 @@ def as_pixels(image: object, exif_orientation: bool) -> np.ndarray:
         TypeError, ValueError: it is no image, or none that can be read.
     """
     if isinstance(image, str | os.PathLike):
+        if _URL.match(os.fspath(image)):
+            raise ValueError(f"{image}: a URL; download the image and give the path of the file")
         if not PathManager.isfile(os.fspath(image)):
             what = "a folder, not an image" if os.path.isdir(image) else "no such file"
             raise FileNotFoundError(f"{os.fspath(image)}: {what}; check the path")

@@ -168,7 +168,8 @@ class FreeCP(nn.Module):
             One dict an image with `sem_seg`, (K, height, width) float32: a score for every class,
             preceded by the background's where the vocabulary has one. The label map is its argmax;
             with `output` "label_map" it is given instead, as `label_map`, (height, width) int64,
-            beside `scores`, (K,) float32, the highest score of each.
+            beside `scores`, (K,) float32, and `confidence`, (height, width) float32, the highest
+            score of each class and at each pixel.
             With purification also what :meth:`segment` says.
 
         Raises:
@@ -176,9 +177,8 @@ class FreeCP(nn.Module):
         """
         if self.words is None:
             raise ValueError("the model has no vocabulary; call set_vocabulary first")
-        encoded = self._encode_lazily(batched_inputs, base=not self.enabled)
         segment = self.segment if self.enabled else self.segment_base
-        return segment(encoded, self.words)
+        return segment(self._encode_lazily(batched_inputs, not self.enabled), self.words)
 
     @torch.no_grad()
     def encode(self, batched_inputs: list[dict], base: bool = False) -> EncodedImages:
@@ -199,14 +199,16 @@ class FreeCP(nn.Module):
         words: Words,
         redundancy_threshold: float | None = None,
         ambiguity_threshold: float | None = None,
+        output: str | None = None,
     ) -> list[dict]:
         """Purify and label (METHOD.md steps 2 to 7); :meth:`forward` without CLIP's view of it.
 
         Args:
             redundancy_threshold, ambiguity_threshold: in place of the head's.
+            output: in place of the model's.
 
         Returns:
-            One dict an image with `sem_seg`, or `label_map` and `scores`, and, on the CPU, of the
+            One dict an image with what :meth:`forward` says, and, on the CPU, of the
             classes without the background: `kept_redundancy` and `kept`, (classes,) bool, whether
             any of a class's names stayed in any window after the first and after both stages;
             `consistency`, (classes,) float32, the largest of these; `ambiguous_losses`, sorted
@@ -220,14 +222,16 @@ class FreeCP(nn.Module):
         thresholds = redundancy_threshold, ambiguity_threshold
         purified = purify_windows(encoded, words, self.head, self.encoder, *thresholds, self.timer)
         with self.timer.stage("merge", self.device):
-            return purified_results(encoded, purified, words, self.output)
+            return purified_results(encoded, purified, words, output or self.output)
 
     @torch.no_grad()
-    def segment_base(self, encoded: EncodedImages, words: Words) -> list[dict]:
+    def segment_base(
+        self, encoded: EncodedImages, words: Words, output: str | None = None
+    ) -> list[dict]:
         """The base method alone (METHOD.md step 8) on images of :meth:`encode`.
 
         Returns:
-            One dict an image with `sem_seg`, or `label_map` and `scores`.
+            One dict an image with what :meth:`forward` says.
 
         Raises:
             ValueError: NaN in the features of an image; it names the file.
@@ -236,16 +240,13 @@ class FreeCP(nn.Module):
         once = self.protocol.resamples_once(self.window, self.stride)
         similarities = base_similarities(encoded, words, once, self.timer)
         with self.timer.stage("merge", self.device):
-            return base_results(encoded, similarities, words, self.protocol, self.output)
+            protocol, output = self.protocol, output or self.output
+            return base_results(encoded, similarities, words, protocol, output)
 
     @property
     def timings(self) -> dict[str, float]:
         """Seconds spent so far in the stages "encode", "purify", "ambiguity" and "merge"."""
         return self.timer.seconds()
-
-    def reset_timings(self) -> None:
-        """Count `timings` from zero."""
-        self.timer = StageTimer()
 
     def _encode_lazily(self, batched_inputs: list[dict], base: bool) -> EncodedImages:
         patch = self.encoder.patch_size

@@ -3,7 +3,8 @@
 import copy
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import overload
+from itertools import chain
+from typing import Literal, Unpack, overload
 
 import numpy as np
 import torch
@@ -11,34 +12,33 @@ from detectron2.config import CfgNode
 from PIL import Image
 from torch import Tensor
 
-from .config import configured_vocabulary, finished_config, load_config
+from .config import finished_config, load_config
 from .data import Vocabulary, normalized_name
-from .data.mapper import InferenceMapper
-from .inputs import (
-    ImageLike,
-    VocabularyLike,
-    as_detectron2,
-    as_pixels,
-    as_vocabulary,
-    no_image,
-    with_background,
-)
+from .inputs import Background, ImageLike, VocabularyLike, grouped, no_image
 from .meta_arch import FreeCP
 from .purify import class_maps
-from .segmentation import ClassMaps, EncodedImage, RemovedClass, Segmentation, segmentation_of
-from .words import Words, WordsCache
+from .segmentation import (
+    ClassMaps,
+    EncodedImage,
+    FailedImage,
+    RemovedClass,
+    Segmentation,
+    require_purifiable,
+)
+from .segmenter import Options, Segmenter
 
 __all__ = [
     "ClassMaps",
     "EncodedImage",
+    "FailedImage",
     "FreeCPPredictor",
     "ImageLike",
     "RemovedClass",
     "Segmentation",
     "VocabularyLike",
 ]
-CACHED_VOCABULARIES = 32
-"""How many vocabularies' text features a predictor keeps."""
+IMAGES_AT_ONCE = 8
+"""How many images of a list are in memory, and go through CLIP, together."""
 
 
 class FreeCPPredictor:
@@ -54,23 +54,36 @@ class FreeCPPredictor:
         config: a config of :func:`freecp_d2.load_config`, or what that function takes: a YAML
             file, or a name of :func:`freecp_d2.list_configs` such as "scenes/clearclip".
         opts: KEY, VALUE, ... that override it.
+        device: MODEL.DEVICE, such as "cpu" or "cuda:1"; None: the config's.
+        weights: MODEL.CLIP.PRETRAINED, an open_clip tag or a file; None: the config's.
+        model: one of that config that is in memory; None: it is built.
 
     Raises:
         FileNotFoundError: there is no such config, or a file that it names is missing.
         ValueError: a key or value that the config does not have, or weights that do not fit.
     """
 
-    def __init__(self, config: CfgNode | str | os.PathLike, opts: Sequence[str] = ()):
-        opts = [*opts, "MODEL.FREECP.OUTPUT", "label_map"]
+    def __init__(
+        self,
+        config: CfgNode | str | os.PathLike,
+        opts: Sequence[str] = (),
+        *,
+        device: str | torch.device | None = None,
+        weights: str | os.PathLike | None = None,
+        model: FreeCP | None = None,
+    ):
+        opts = [*opts]
+        opts += [] if device is None else ["MODEL.DEVICE", str(device)]
+        opts += [] if weights is None else ["MODEL.CLIP.PRETRAINED", os.fspath(weights)]
         given = isinstance(config, CfgNode)
         cfg = finished_config(config, opts) if given else load_config(config, opts)
         self.cfg = cfg
-        with torch.random.fork_rng(devices=[]):  # open_clip draws weights before it loads others
-            parts = FreeCP.parts_from_config(cfg)
-        self._descriptions: Mapping[str, Sequence[str]] = parts["descriptions"]
-        self._model = FreeCP(**parts, vocabulary=None).to(cfg.MODEL.DEVICE).eval()
-        self._mapper = InferenceMapper(cfg)
-        self._words = WordsCache(self._encode_words, CACHED_VOCABULARIES)
+        if model is None:
+            with torch.random.fork_rng(
+                devices=[]
+            ):  # open_clip draws weights before it loads others
+                model = FreeCP(**FreeCP.parts_from_config(cfg), vocabulary=None)
+        self._segmenter = Segmenter(model.to(cfg.MODEL.DEVICE).eval(), cfg)
         self.purifies: bool = cfg.MODEL.FREECP.ENABLED
 
     @property
@@ -87,15 +100,28 @@ class FreeCPPredictor:
         self,
         image: ImageLike,
         vocabulary: VocabularyLike = ...,
-        background: bool | Sequence[str] = ...,
+        background: Background = ...,
+        **options: Unpack[Options],
     ) -> Segmentation: ...
+
+    @overload
+    def __call__(
+        self,
+        image: Iterable[ImageLike],
+        vocabulary: VocabularyLike = ...,
+        background: Background = ...,
+        *,
+        on_error: Literal["skip"],
+        **options: Unpack[Options],
+    ) -> Iterable[Segmentation | FailedImage]: ...
 
     @overload
     def __call__(  # type: ignore[overload-overlap]
         self,
         image: list[ImageLike],
         vocabulary: VocabularyLike = ...,
-        background: bool | Sequence[str] = ...,
+        background: Background = ...,
+        **options: Unpack[Options],
     ) -> list[Segmentation]: ...
 
     @overload
@@ -103,25 +129,32 @@ class FreeCPPredictor:
         self,
         image: Iterable[ImageLike],
         vocabulary: VocabularyLike = ...,
-        background: bool | Sequence[str] = ...,
+        background: Background = ...,
+        **options: Unpack[Options],
     ) -> Iterator[Segmentation]: ...
 
     def __call__(
         self,
         image: ImageLike | Iterable[ImageLike],
         vocabulary: VocabularyLike = None,
-        background: bool | Sequence[str] = False,
-    ) -> Segmentation | list[Segmentation] | Iterator[Segmentation]:
+        background: Background = False,
+        *,
+        on_error: Literal["raise", "skip"] = "raise",
+        **options: Unpack[Options],
+    ) -> Segmentation | Iterable[Segmentation | FailedImage]:
         """Segment an image, a list of images, or lazily what any other iterable gives.
 
         Args:
             image: a path, a PIL image of any integer mode (turned as its EXIF data say), or an
-                array (H, W, 3) uint8 RGB; or several of these, of any sizes.
-            vocabulary: a list of names; a list of lists, the names of one class each; a
-                :class:`Vocabulary`; the path of a file of one; or None for the config's own.
+                array (H, W, 3) uint8 RGB; or several of these, of any sizes. Those of a list go
+                through CLIP in batches.
+            vocabulary: see :data:`freecp_d2.inputs.VocabularyLike`; None for the config's own.
             background: True: what is none of the classes is background, by the vocabulary's own
                 background names or else the 26 of METHOD.md step 0, without those that name a
                 class. A list: these names. False: only where the vocabulary has background names.
+            on_error: of several images, "skip" gives a :class:`FailedImage` for one that cannot be
+                segmented, and goes on.
+            options: see :class:`Options`.
 
         Returns:
             A :class:`Segmentation`, a list, or a generator of them.
@@ -132,45 +165,51 @@ class FreeCPPredictor:
             ValueError: an image that cannot be read, an array of another shape or dtype, a
                 vocabulary that is empty, has a name twice, or one too long for CLIP.
         """
-        words = self._words_of(vocabulary, background)
+        segmenter = self._segmenter
+        request = segmenter.request(self.purifies, vocabulary, background, **options)
         if isinstance(image, str | os.PathLike | Image.Image | np.ndarray):
-            return self._segment(self._encode(image), words)
+            return segmenter.segment_together([image], request)[0]
         if isinstance(image, Tensor | Mapping | bytes) or not isinstance(image, Iterable):
             raise no_image(image)
-        results = (self._segment(self._encode(one), words) for one in image)
-        return list(results) if isinstance(image, list) else results
+        whole = isinstance(image, list)
+        groups = grouped(image, IMAGES_AT_ONCE if whole else 1)
+        segmented = (segmenter.segment_together(g, request, on_error == "skip") for g in groups)
+        results = chain.from_iterable(segmented)
+        return list(results) if whole else results
 
     def encode(self, image: ImageLike) -> EncodedImage:
         """CLIP's part, once, for :meth:`segment` any number of times.
 
         Args and errors are those of one image of a call.
         """
-        return self._encode(image)
+        pixels, sources, windows = self._segmenter.encode([image], base=not self.purifies)
+        return EncodedImage(pixels[0], sources[0], windows, not self.purifies)
 
     def segment(
         self,
         encoded: EncodedImage,
         vocabulary: VocabularyLike = None,
-        background: bool | Sequence[str] = False,
-        redundancy_threshold: float | None = None,
-        ambiguity_threshold: float | None = None,
+        background: Background = False,
+        **options: Unpack[Options],
     ) -> Segmentation:
         """Segment an image of :meth:`encode`; only the crops of look-alikes go through CLIP again.
 
         The base method encodes an image again that a predictor with FreeCP has encoded.
 
         Args:
-            vocabulary, background: as in a call.
-            redundancy_threshold, ambiguity_threshold: in place of the config's.
+            vocabulary, background, options: as in a call.
 
         Raises:
             ValueError: of the words as in a call; thresholds, or an image of `base`'s encode, where
                 they do not apply.
         """
-        words = self._words_of(vocabulary, background)
-        if not self.purifies and (redundancy_threshold, ambiguity_threshold) != (None, None):
-            raise ValueError("the base method has no thresholds; leave them out")
-        return self._segment(encoded, words, redundancy_threshold, ambiguity_threshold)
+        request = self._segmenter.request(self.purifies, vocabulary, background, **options)
+        windows = encoded.windows
+        if self.purifies:
+            require_purifiable(encoded)
+        elif not encoded.base:
+            windows = self._segmenter.model.encode([encoded.source], base=True)
+        return self._segmenter.segment([encoded.image], windows, request)[0]
 
     @torch.no_grad()
     def class_maps(
@@ -178,7 +217,7 @@ class FreeCPPredictor:
         encoded: EncodedImage,
         classes: Sequence[str],
         vocabulary: VocabularyLike = None,
-        background: bool | Sequence[str] = False,
+        background: Background = False,
     ) -> ClassMaps:
         """Class activation maps before and after refinement.
 
@@ -192,58 +231,24 @@ class FreeCPPredictor:
         """
         if not self.purifies:
             raise ValueError("the base method refines no maps; ask the predictor with FreeCP")
-        words = self._words_of(vocabulary, background)
-        _require_purifiable(encoded)
-        head, encoder = self._model.head, self._model.encoder
-        before, after = class_maps(encoded.windows, words, classes, head, encoder)
+        words = self._segmenter.words_of(vocabulary, background)
+        require_purifiable(encoded)
+        model = self._segmenter.model
+        before, after = class_maps(encoded.windows, words, classes, model.head, model.encoder)
         return ClassMaps(tuple(classes), before.cpu().numpy(), after.cpu().numpy())
 
     def prepare(
-        self, vocabulary: VocabularyLike = None, background: bool | Sequence[str] = False
+        self, vocabulary: VocabularyLike = None, background: Background = False
     ) -> Vocabulary:
         """Encode the words of a call, so that the call itself need not.
 
         Returns:
             What such a call segments into; errors are those of a call.
         """
-        return self._words_of(vocabulary, background).vocabulary
+        return self._segmenter.words_of(vocabulary, background).vocabulary
 
     def forget(self, vocabularies: Iterable[Vocabulary]) -> None:
         """Drop the text features of vocabularies that :meth:`prepare` gave, and their words."""
-        self._words.forget(vocabularies)
-        self._model.text_encoder.forget()
+        self._segmenter.words.forget(vocabularies)
+        self._segmenter.model.text_encoder.forget()
         normalized_name.cache_clear()
-
-    def _words_of(self, vocabulary: VocabularyLike, background: bool | Sequence[str]) -> Words:
-        if vocabulary is None:
-            asked = configured_vocabulary(self.cfg)
-        else:
-            asked = as_vocabulary(vocabulary)
-        return self._words.get(with_background(asked, background))
-
-    def _encode_words(self, vocabulary: Vocabulary) -> Words:
-        return self._model.encode_words(vocabulary, self._descriptions)
-
-    def _encode(self, image: object) -> EncodedImage:
-        pixels = as_pixels(image, self._mapper.exif_orientation)
-        source = as_detectron2(pixels, image, self._mapper)
-        base = not self.purifies
-        return EncodedImage(pixels, source, self._model.encode([source], base), base)
-
-    def _segment(
-        self, encoded: EncodedImage, words: Words, *thresholds: float | None
-    ) -> Segmentation:
-        if self.purifies:
-            _require_purifiable(encoded)
-            (result,) = self._model.segment(encoded.windows, words, *thresholds)
-        else:
-            windows = encoded.windows
-            if not encoded.base:
-                windows = self._model.encode([encoded.source], base=True)
-            (result,) = self._model.segment_base(windows, words)
-        return segmentation_of(encoded.image, result, words.vocabulary)
-
-
-def _require_purifiable(encoded: EncodedImage) -> None:
-    if encoded.base:
-        raise ValueError("an image that the base method encoded; encode it by this predictor")

@@ -98,13 +98,13 @@ def purified_scores(
 
 def purified_labels(
     maps: Tensor, queries: np.ndarray, words: Words, size: tuple[int, int]
-) -> tuple[Tensor, Tensor]:
-    """The argmax of :func:`purified_scores`, and the maximum of each of its channels.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The argmax of :func:`purified_scores`, and its maxima of each channel and at each pixel.
 
     Its (K, *size) never exist: the maps are upsampled a few at a time.
 
     Returns:
-        (*size) int64 and (K,) float32.
+        (*size) int64, (K,) float32 and (*size) float32.
     """
     score, position = maps.new_zeros(size), torch.zeros(size, dtype=torch.int64).to(maps.device)
     best = maps.new_zeros(len(maps))
@@ -122,9 +122,10 @@ def purified_labels(
     if words.num_background:
         scores[0] = 1 - score.amin()
         labels = (labels + 1).masked_fill(1 - score >= score, 0)
+        score = score.maximum(1 - score)
     else:
         labels = labels.masked_fill(score == 0, 0)
-    return labels, scores
+    return labels, scores, score
 
 
 def best_of_class(values: np.ndarray, words: Words) -> Tensor:
@@ -169,8 +170,8 @@ def _purified_result(
     merged, queries = merge_windows(purified.windows, purified.maps, purified.kept, encoded_size)
     result: dict[str, Any]
     if output == "label_map":
-        labels, scores = purified_labels(merged, queries, words, size)
-        result = {"label_map": labels, "scores": scores}
+        labels, scores, confidence = purified_labels(merged, queries, words, size)
+        result = {"label_map": labels, "scores": scores, "confidence": confidence}
     else:
         result = {"sem_seg": purified_scores(merged, queries, words, size)}
     return result | {
@@ -257,11 +258,12 @@ def _base_result(
     if output == "sem_seg":
         return {"sem_seg": torch.cat([scores for _, scores in strips], dim=1)}
     labels = torch.empty(size, dtype=torch.int64, device=similarity.device)
-    best = similarity.new_zeros(words.num_channels)
+    best, confidence = similarity.new_zeros(words.num_channels), similarity.new_empty(size)
     for rows, scores in strips:
         labels[rows] = scores.argmax(dim=0)
+        confidence[rows] = scores.amax(dim=0)
         best = best.maximum(scores.amax(dim=(1, 2)))
-    return {"label_map": labels, "scores": best}
+    return {"label_map": labels, "scores": best, "confidence": confidence}
 
 
 def base_scores(

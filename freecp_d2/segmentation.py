@@ -1,14 +1,28 @@
 """What a predictor gives of an image: its classes, and why others are not among them."""
 
+import io
+import json
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from detectron2.data import Metadata
+from PIL import Image
 
+from .coco import Shape, annotations
 from .data import Vocabulary
 from .encoding import EncodedImages
+from .files import write_whole
+
+NOTHING, NOTHING_OF_MANY = 255, 65535
+LISTED = 12
+"""How many names a sentence has at most."""
+LONGEST_STEM = 200
+"""Bytes of a file's name without its suffix."""
+_UNSAFE = re.compile(r'[\x00-\x1f<>:"/\\|?*]')
 
 
 @dataclass(frozen=True)
@@ -29,34 +43,69 @@ class RemovedClass:
     beaten_by: str | None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Segmentation:
     """An image in classes, K of them with the background.
 
     Attributes:
         image: (H, W, 3) uint8 RGB, turned as its EXIF data say, unless INPUT.EXIF_ORIENTATION is
             False.
-        label_map: (H, W) int64, indices into `class_names`.
+        label_map: (H, W) int64, indices into `class_names`, or :attr:`nothing`.
         class_names: the first name of each class; "background" first where it is scored.
         scores: (K,) float32 in [0, 1], the highest score of each class in the image.
-        shares: (K,) float64, the fraction of pixels of each class; they sum to 1.
+        confidence: (H, W) float32 in [0, 1], the highest score at each pixel.
+        shares: (K,) float64, the fraction of pixels of each class; with the pixels of
+            :attr:`nothing` they sum to 1.
         consistency: (K,) float32, each class's largest of all windows (METHOD.md step 5). NaN where
             there is none: of the background, and of the base method.
         removed: the classes that purification removed everywhere, in the order of `class_names`.
         colors: (K, 3) uint8 RGB.
+        scores_map: (K, H, W) float32 in [0, 1], the score of every class at every pixel, where it
+            was asked for; else None.
     """
 
     image: np.ndarray
     label_map: np.ndarray
     class_names: tuple[str, ...]
     scores: np.ndarray
+    confidence: np.ndarray
     shares: np.ndarray
     consistency: np.ndarray
     removed: list[RemovedClass]
     colors: np.ndarray
+    scores_map: np.ndarray | None = None
+
+    @property
+    def nothing(self) -> int:
+        """The label of pixels at which no class has a score, without a scored background.
+
+        It is no index of `class_names`, and is what label maps on disk ignore: 255, or 65535 with
+        more than 254 classes. Evaluations label such pixels as the first class instead, as the
+        published code does.
+        """
+        return NOTHING if len(self.class_names) < NOTHING else NOTHING_OF_MANY
+
+    def mask(self, name: str) -> np.ndarray:
+        """(H, W) bool, where a class is.
+
+        Raises:
+            ValueError: there is no such class.
+        """
+        if name not in self.class_names:
+            raise ValueError(f"{name!r} is none of the classes; they are {_listed(self)}")
+        labels = [i for i, other in enumerate(self.class_names) if other == name]
+        return np.isin(self.label_map, labels)
+
+    @property
+    def masks(self) -> dict[str, np.ndarray]:
+        """The masks of the classes that are somewhere, the largest first."""
+        order = np.argsort(-self.shares, kind="stable")
+        return {
+            self.class_names[i]: self.mask(self.class_names[i]) for i in order if self.shares[i]
+        }
 
     def draw(self, alpha: float = 0.6, scale: float = 1.0) -> np.ndarray:
-        """The image under its label map, by Detectron2's Visualizer.
+        """The image under its label map, with outlines and names.
 
         Args:
             alpha: how opaque the classes are, from 0 to 1.
@@ -65,16 +114,117 @@ class Segmentation:
         Returns:
             (H * scale, W * scale, 3) uint8 RGB.
         """
-        from detectron2.utils.visualizer import Visualizer  # with matplotlib, which takes its time
+        from .overlay import draw_overlay
 
-        from .fonts import set_fonts
+        return draw_overlay(
+            *(self.image, self.label_map, self.class_names, self.colors),
+            ignore_label=self.nothing,
+            alpha=alpha,
+            scale=scale,
+        )
 
-        metadata = Metadata(stuff_classes=list(self.class_names), stuff_colors=self.colors.tolist())
-        visualizer = Visualizer(self.image, metadata, scale)
-        smallest = max(self.label_map.size // 500, 1)
-        drawn = visualizer.draw_sem_seg(self.label_map, smallest, alpha)
-        set_fonts(drawn.ax)
-        return drawn.get_image()
+    def label_image(self) -> Image.Image:
+        """The label map as Detectron2's `load_sem_seg` reads it: indexed, 16 bits with 255 or more.
+
+        Pixels of :attr:`nothing` have that value.
+        """
+        if self.nothing != NOTHING:
+            return Image.fromarray(self.label_map.astype(np.uint16))
+        picture = Image.fromarray(self.label_map.astype(np.uint8), mode="P")
+        picture.putpalette(self.colors.tobytes())
+        return picture
+
+    def to_coco(
+        self,
+        file_name: str = "image.jpg",
+        image_id: int = 1,
+        first_category_id: int = 0,
+        shape: Shape = "rle",
+    ) -> dict[str, Any]:
+        """The image in COCO's format: an annotation a class, as COCO's of stuff are.
+
+        Args:
+            file_name: of the image, as the readers of the format know it.
+            first_category_id: 0, so that category ids are `label_map`'s, or 1, as many tools want.
+            shape: "rle", or "polygons", which cannot have holes.
+
+        Returns:
+            What `json.dump` writes and `pycocotools.coco.COCO` and Detectron2's `load_coco_json`
+            read.
+        """
+        height, width = self.label_map.shape
+        scores = dict(enumerate(self.scores))
+        classes = annotations(self.label_map, scores, ignore=(self.nothing,), shape=shape)
+        return {
+            "images": [{"id": image_id, "file_name": file_name, "height": height, "width": width}],
+            "categories": [
+                {"id": i, "name": name}
+                for i, name in enumerate(self.class_names, first_category_id)
+            ],
+            "annotations": [
+                {
+                    **annotation,
+                    "id": number,
+                    "image_id": image_id,
+                    "category_id": annotation["category_id"] + first_category_id,
+                }
+                for number, annotation in enumerate(classes, start=1)
+            ],
+        }
+
+    def save(self, folder: str | os.PathLike, file_name: str = "image.jpg") -> None:
+        """Write `label_map.png`, `masks/<class>.png`, `overlay.png` and `segmentation.json`.
+
+        Args:
+            folder: made where it is not there. Each file appears whole; older ones are replaced,
+                and masks of other classes stay.
+            file_name: of the image, for `segmentation.json` (:meth:`to_coco`).
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        folder = Path(folder)
+        write_png(folder / "label_map.png", self.label_image())
+        write_masks(folder / "masks", self)
+        write_png(folder / "overlay.png", Image.fromarray(self.draw()))
+        content = json.dumps(self.to_coco(file_name))
+        write_whole(folder / "segmentation.json", content.encode())
+
+    def __repr__(self) -> str:
+        height, width = self.label_map.shape
+        order = [i for i in np.argsort(-self.shares, kind="stable") if self.shares[i]]
+        shown = [f"{self.class_names[i]} {_percent(self.shares[i])}" for i in order[:LISTED]]
+        nothing = 1 - self.shares.sum()
+        if nothing * height * width >= 0.5:
+            shown.append(f"nothing {_percent(nothing)}")
+        elif len(order) > LISTED:
+            shown.append(f"and {len(order) - LISTED} more")
+        gone = [f"{removed.name} ({removed.stage})" for removed in self.removed[:LISTED]]
+        if len(self.removed) > LISTED:
+            gone.append(f"and {len(self.removed) - LISTED} more")
+        lines = [f"Segmentation of {width} x {height} pixels: {', '.join(shown)}"]
+        if gone:
+            lines.append(f"removed: {', '.join(gone)}")
+        return "; ".join(lines)
+
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows."""
+        content = io.BytesIO()
+        Image.fromarray(self.draw()).save(content, "png")
+        return content.getvalue()
+
+
+@dataclass(frozen=True)
+class FailedImage:
+    """An image that could not be segmented (`on_error="skip"`).
+
+    Attributes:
+        image: as it was given.
+        error: why, in a sentence.
+    """
+
+    image: Any
+    error: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,20 +260,43 @@ class EncodedImage:
     base: bool
 
 
+def require_purifiable(encoded: EncodedImage) -> None:
+    """That FreeCP can use it.
+
+    Raises:
+        ValueError: a base method encoded it.
+    """
+    if encoded.base:
+        raise ValueError("an image that the base method encoded; encode it by this predictor")
+
+
 def segmentation_of(
     image: np.ndarray, result: Mapping[str, Any], vocabulary: Vocabulary
 ) -> Segmentation:
-    """What a model with `output` "label_map" gives of an image, with names.
+    """What a model gives of an image, with names.
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        result: of :meth:`freecp_d2.FreeCP.segment` or `segment_base`.
+        result: of :meth:`freecp_d2.FreeCP.segment` or `segment_base`, of either output.
     """
-    labels = result["label_map"].cpu().numpy()
     names = [names[0] for names in vocabulary.classes]
     first_class = int(vocabulary.num_background > 0)
     class_names = (*["background"] * first_class, *names)
-    shares = np.bincount(labels.ravel(), minlength=len(class_names)) / labels.size
+    scores_map = None
+    if "sem_seg" in result:
+        scores_map = result["sem_seg"].cpu().numpy()
+        labels, confidence = scores_map.argmax(axis=0), scores_map.max(axis=0)
+        scores = scores_map.max(axis=(1, 2))
+    else:
+        labels, confidence, scores = (
+            result[key].cpu().numpy() for key in ("label_map", "confidence", "scores")
+        )
+    from .overlay import palette  # with scikit-image, which takes its time
+
+    nothing = NOTHING if len(class_names) < NOTHING else NOTHING_OF_MANY
+    labels = np.where(confidence > 0, labels, nothing)
+    counts = np.bincount(labels.ravel(), minlength=len(class_names))[: len(class_names)]
+    shares = counts / labels.size
     consistency = np.full(len(class_names), np.nan, dtype=np.float32)
     removed = []
     if "consistency" in result:
@@ -133,12 +306,51 @@ def segmentation_of(
         image=image,
         label_map=labels,
         class_names=class_names,
-        scores=result["scores"].cpu().numpy(),
+        scores=scores,
+        confidence=confidence,
         shares=shares,
         consistency=consistency,
         removed=removed,
-        colors=_colors(len(names), bool(first_class)),
+        colors=palette(len(class_names), bool(first_class)),
+        scores_map=scores_map,
     )
+
+
+def write_png(path: Path, image: Image.Image) -> None:
+    """Write a picture, all or nothing."""
+    content = io.BytesIO()
+    image.save(content, "png")
+    write_whole(path, content.getvalue())
+
+
+def write_masks(folder: Path, segmentation: Segmentation) -> list[Path]:
+    """`folder`/<class>.png of every class that is somewhere, 255 where it is and 0 elsewhere.
+
+    Characters that a file name cannot have are "_"; of names that are then alike, or too long, the
+    later ones have a number.
+
+    Returns:
+        The files.
+    """
+    files: list[Path] = []
+    for name, mask in segmentation.masks.items():
+        stem = os.fsencode(_UNSAFE.sub("_", name).strip(". ") or "_")[:LONGEST_STEM]
+        file = folder / f"{stem.decode(errors='ignore')}.png"
+        if file in files:
+            file = file.with_stem(f"{file.stem}_{len(files)}")
+        write_png(file, Image.fromarray(mask.astype(np.uint8) * 255))
+        files.append(file)
+    return files
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %" if share >= 0.01 else "< 1 %"
+
+
+def _listed(segmentation: Segmentation) -> str:
+    names = segmentation.class_names
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return f"{', '.join(names[:LISTED])}{more}"
 
 
 def _removed_classes(
@@ -160,16 +372,3 @@ def _removed_classes(
             )
         )
     return removed
-
-
-def _colors(classes: int, background: bool) -> np.ndarray:
-    """(K, 3) uint8: hues at steps of the golden ratio, in five shades; background is grey."""
-    index = np.arange(classes)
-    shades = np.array([(0.85, 0.95), (0.6, 0.75), (0.45, 1.0), (0.9, 0.6), (0.3, 0.85)])
-    saturation, value = shades[index % len(shades)].T
-    hue = (0.58 + index * 0.61803398875) % 1
-    from matplotlib.colors import hsv_to_rgb  # see Segmentation.draw
-
-    rgb = hsv_to_rgb(np.stack([hue, saturation, value], axis=1))
-    colors = (255 * rgb).round().astype(np.uint8)
-    return np.concatenate([np.full((int(background), 3), 64, np.uint8), colors])

@@ -278,7 +278,7 @@ def test_the_predictor_takes_config_nodes_alike(monkeypatch, caplog, device):
     cfg.freeze()
     predictor = FreeCPPredictor(cfg)
     assert predictor.cfg.MODEL.DEVICE == "cpu" and cfg.MODEL.DEVICE == device
-    assert predictor._model.device == torch.device("cpu")
+    assert predictor._segmenter.model.device == torch.device("cpu")
     assert any("No CUDA device" in warning for warning in warnings_of(caplog))
     given = FreeCPPredictor(cfg, ["MODEL.DEVICE", "cpu"])
     assert given.cfg.MODEL.DEVICE == "cpu"

@@ -95,8 +95,10 @@ def test_removed_classes_say_why(predictor, image):
 def test_segment_of_an_encoded_image_is_the_call(predictor, image, monkeypatch):
     encoded = predictor.encode(image)
     calls = []
-    encode = predictor._model.encoder.forward
-    monkeypatch.setattr(predictor._model.encoder, "forward", lambda x: calls.append(x) or encode(x))
+    encode = predictor._segmenter.model.encoder.forward
+    monkeypatch.setattr(
+        predictor._segmenter.model.encoder, "forward", lambda x: calls.append(x) or encode(x)
+    )
     changed = predictor.segment(encoded, WORDS, redundancy_threshold=0.3)
     again = predictor.segment(encoded, WORDS)
     assert not calls
@@ -127,9 +129,9 @@ def test_threads_with_words_of_their_own_share_the_model(predictor, image):
 
 def test_text_is_encoded_once_a_vocabulary(predictor, image, monkeypatch):
     texts = []
-    encode = predictor._model.encoder.model.encode_text
+    encode = predictor._segmenter.model.encoder.model.encode_text
     monkeypatch.setattr(
-        predictor._model.encoder.model,
+        predictor._segmenter.model.encoder.model,
         "encode_text",
         lambda x, *a, **k: texts.append(len(x)) or encode(x, *a, **k),
     )
@@ -324,7 +326,7 @@ def test_nothing_outside_changes(image):
 def test_base_shares_the_weights_and_leaves_the_predictor_alone(predictor, image):
     want = predictor(image, WORDS)
     base = predictor.base
-    assert base._model is predictor._model and base.base is base
+    assert base._segmenter is predictor._segmenter and base.base is base
     assert base.encode(image).base and not predictor.encode(image).base
     assert np.array_equal(
         base.segment(base.encode(image), WORDS).label_map, base(image, WORDS).label_map

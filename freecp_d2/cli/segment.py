@@ -24,7 +24,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import pycocotools.mask
 from detectron2.utils.logger import setup_logger
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
@@ -33,10 +32,10 @@ from tqdm import tqdm
 from .. import FreeCPPredictor, Segmentation
 from ..data import Vocabulary
 from ..data.images import HEIC_SENTENCE, image_suffixes
-from ..evaluation.coco import encode_segments
 from ..files import whole_file, write_whole
 from ..fonts import draw_text, set_fonts, text_length
 from ..inputs import names_a_file
+from ..segmentation import write_png
 from ..video import open_video
 
 LONG_SIDE = 600, 1600
@@ -145,17 +144,11 @@ class Progress:
         for image_id, record in enumerate(records, start=1):
             images.append({"id": image_id, "file_name": record["image"], **record["size"]})
             for segment in record["segments"]:
-                annotations.append({"id": len(annotations) + 1, "image_id": image_id, **segment})
+                ids = {"id": len(annotations) + 1, "image_id": image_id}
+                annotations.append({**segment, **ids})
         categories = [{"id": i, "name": name} for i, name in enumerate(class_names)]
         content = {"images": images, "categories": categories, "annotations": annotations}
         write_whole(self.folder / "segmentation.json", json.dumps(content).encode())
-
-
-def write_png(path: Path, image: Image.Image) -> None:
-    """Write a picture, all or nothing."""
-    content = io.BytesIO()
-    image.save(content, "png")
-    write_whole(path, content.getvalue())
 
 
 def find_images(inputs: Sequence[str], output: Path) -> tuple[list[Path], list[Path]]:
@@ -262,30 +255,6 @@ def _fitting(stem: Path, image: Path, taken: set[str]) -> Path:
     digest = hashlib.sha256(os.fsencode(image)).hexdigest()[:8]
     cut = bytes_of[: most - 9].decode(errors="ignore")
     return stem.with_name(f"{cut}_{digest}")
-
-
-def label_image(result: Segmentation) -> Image.Image:
-    """The label map as an indexed picture, or of 16 bits with more than 256 classes."""
-    if len(result.class_names) > 256:
-        return Image.fromarray(result.label_map.astype(np.uint16))
-    image = Image.fromarray(result.label_map.astype(np.uint8), mode="P")
-    image.putpalette(result.colors.tobytes())
-    return image
-
-
-def segments_of(result: Segmentation) -> list[dict[str, Any]]:
-    """COCO's annotations of an image, without their ids."""
-    return [
-        {
-            "category_id": label,
-            "segmentation": rle,
-            "area": int(pycocotools.mask.area(rle)),
-            "bbox": pycocotools.mask.toBbox(rle).tolist(),
-            "iscrowd": 0,
-            "score": round(float(result.scores[label]), 4),
-        }
-        for label, rle in encode_segments(result.label_map)
-    ]
 
 
 def overlay(results: dict[str, Segmentation]) -> Image.Image:
@@ -408,7 +377,8 @@ def maps_figure(
         axis.set(xticks=[], yticks=[])
     grid[0, 0].imshow(result.image)
     grid[0, 0].set_title("image", fontsize=9)
-    grid[1, 0].imshow(result.colors[result.label_map])
+    colors = np.vstack([result.colors, np.zeros((1, 3), np.uint8)])
+    grid[1, 0].imshow(colors[np.minimum(result.label_map, len(result.colors))])
     grid[1, 0].set_title("label map", fontsize=9)
     columns = zip(grid[:, 1:].T, verdicts.items(), maps.activation, maps.refined, strict=True)
     for (above, below), (name, verdict), activation, refined in columns:
@@ -438,7 +408,7 @@ def segment_image(
     results = {f"{method} + FreeCP" if predictor.purifies else method: result}
     if args.base:
         results = {f"{method} alone": predictor.base(result.image, words), **results}
-    files = {"labels": label_image(result), "overlays": overlay(results)}
+    files = {"labels": result.label_image(), "overlays": overlay(results)}
     for kind, picture in files.items():
         write_png(args.output / kind / f"{job.name}.png", picture)
     if args.maps:
@@ -452,7 +422,7 @@ def segment_image(
         "source": stamp,
         "size": {"height": height, "width": width},
         "files": [f"{kind}/{job.name}.png" for kind in (*files, *["maps"] * args.maps)],
-        "segments": segments_of(result),
+        "segments": result.to_coco()["annotations"],
     }
 
 

@@ -2,21 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import numpy as np
-import pycocotools.mask
 
+from ..coco import encode_mask
 from ..files import whole_file
-
-
-def encode_segments(labels: np.ndarray) -> list[tuple[int, dict[str, Any]]]:
-    """(class id, COCO's compressed RLE) of every class in a label map (H, W), by class id."""
-    segments = []
-    for label in np.unique(labels):
-        rle = pycocotools.mask.encode(np.asfortranarray(labels == label, dtype=np.uint8))
-        segments.append((int(label), {"size": rle["size"], "counts": rle["counts"].decode()}))
-    return segments
 
 
 class CocoWriter:
@@ -42,7 +33,8 @@ class CocoWriter:
             image: Detectron2's dict; `file_name`, and `image_id` where there is one, are kept.
         """
         keys = {key: image[key] for key in ("image_id", "file_name") if key in image}
-        for label, rle in encode_segments(labels):
+        for label in np.unique(labels).tolist():
+            rle = encode_mask(labels == label)
             segment = {**keys, "category_id": self.category_ids[label], "segmentation": rle}
             self._file.write(json.dumps(segment) + "\n")
 

@@ -33,6 +33,7 @@ from freecp_d2 import FreeCP, load_config, ops
 from freecp_d2.clip import DenseCLIP
 from freecp_d2.data import Vocabulary
 from freecp_d2.purification import PurificationHead, stages
+from freecp_d2.timing import StageTimer
 
 
 def stage_runs(inputs: Inputs, classes: int) -> dict[str, Timed]:
@@ -195,7 +196,7 @@ def measure_image(sizes: Sizes, quick: bool, device: torch.device) -> dict:
 
     def freecp() -> Tensor:
         model.encoder = ours
-        model.reset_timings()
+        model.timer = StageTimer()
         labels = model([{"image": image}])[0]["label_map"]
         stage_seconds.append(
             {**model.timings, "ambiguity": model.timings["ambiguity"] - ours.away_seconds}

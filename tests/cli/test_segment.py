@@ -362,14 +362,6 @@ def test_names_of_other_scripts_are_drawn(scene, monkeypatch, caplog):
     assert sum("U+10FFFD" in record.getMessage() for record in caplog.records) <= 1
 
 
-def test_many_classes_get_sixteen_bits(scene):
-    result = FreeCPPredictor("scenes/clearclip", OPTS)(scene, ["sky", "lawn", "road"])
-    names = tuple(f"class {i}" for i in range(300))
-    many = replace(result, class_names=names, label_map=result.label_map + 290)
-    image = segment.label_image(many)
-    assert image.mode == "I;16" and np.array_equal(np.asarray(image), many.label_map)
-
-
 @pytest.mark.parametrize("suffix", ["mp4", "avi"])
 def test_video(tmp_path, scene, suffix, capsys):
     source = tmp_path / f"clip.{suffix}"

@@ -60,7 +60,7 @@ def predictor():
 def encoder_calls(predictor):
     """A list with one entry for every batch of windows that CLIP has encoded since."""
     calls = []
-    handle = predictor._model.encoder.register_forward_hook(lambda *_: calls.append(1))
+    handle = predictor._segmenter.model.encoder.register_forward_hook(lambda *_: calls.append(1))
     yield calls
     handle.remove()
 
@@ -576,7 +576,9 @@ def test_requests_without_a_session_share_nothing(site, tmp_path):
     reply = alice.join(alice.run, data, None)
     assert reply.status_code == 400 and reply.json()["detail"]
     assert set(page.store.sessions) == before
-    assert all("zebracorn" not in words.queries for words in page.store.predictor._words._kept)
+    assert all(
+        "zebracorn" not in words.queries for words in page.store.predictor._segmenter.words._kept
+    )
 
     alice.session, bob.session = uuid.uuid4().hex, uuid.uuid4().hex
     assert alice.segment(path, "sky, zebracorn")[0]
@@ -628,7 +630,7 @@ def test_words_go_with_their_session(site, tmp_path):
     path = alice.upload(save_scene(tmp_path, 3))
 
     def known(word):
-        return any(word in words.queries for words in predictor._words._kept)
+        return any(word in words.queries for words in predictor._segmenter.words._kept)
 
     with alice.http.stream("GET", f"/gradio_api/heartbeat/{alice.session}"):
         other = Client(url, alice.session)
@@ -721,7 +723,7 @@ def test_forgetting_a_session_holds_for_its_requests_that_run_or_wait(
         assert running.result().purified.class_names == ("sky", "runningberry")
         assert waiting.result() and other.result()
     assert list(store.sessions) == ["b"]
-    known = {name for words in predictor._words._kept for name in words.queries}
+    known = {name for words in predictor._segmenter.words._kept for name in words.queries}
     assert "otherberry" in known and not known & {"runningberry", "waitingberry"}
     assert store.segment_again("a", False, 0.05, 0.9) is None
     assert not store._requests and not store._unused

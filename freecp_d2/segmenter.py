@@ -1,0 +1,153 @@
+"""A model with what it needs to segment the images and words that people give it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+import numpy as np
+from detectron2.config import CfgNode
+
+from .config import configured_vocabulary
+from .data.mapper import InferenceMapper
+from .encoding import EncodedImages
+from .inputs import (
+    FAILURES,
+    Background,
+    DescriptionsLike,
+    VocabularyLike,
+    as_descriptions,
+    as_detectron2,
+    as_pixels,
+    as_vocabulary,
+    with_background,
+)
+from .meta_arch import FreeCP
+from .segmentation import FailedImage, Segmentation, segmentation_of
+from .words import Words, WordsCache
+
+CACHED_VOCABULARIES = 32
+"""How many vocabularies' text features are kept."""
+
+
+class Options(TypedDict, total=False):
+    """What else a call may say.
+
+    Attributes:
+        descriptions: class name -> sentences about it, or a file of them, in place of
+            MODEL.FREECP.DESCRIPTIONS.
+        redundancy_threshold, ambiguity_threshold: in place of the config's. A base method has none.
+        scores_map: give the score of every class at every pixel, too.
+    """
+
+    descriptions: DescriptionsLike
+    redundancy_threshold: float | None
+    ambiguity_threshold: float | None
+    scores_map: bool
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a call asks for: FreeCP or its base method, words, thresholds, and an `output`."""
+
+    purifies: bool
+    words: Words
+    thresholds: tuple[float | None, float | None]
+    output: str
+
+
+class Segmenter:
+    """Images and words in, segmentations out. Any number of threads may share it.
+
+    Args:
+        model: of `cfg`.
+        cfg: how images are read and resized, and the classes and descriptions of a call that names
+            none.
+    """
+
+    def __init__(self, model: FreeCP, cfg: CfgNode):
+        self.model = model
+        self.cfg = cfg
+        self.mapper = InferenceMapper(cfg)
+        descriptions = as_descriptions(cfg.MODEL.FREECP.DESCRIPTIONS or None)
+        self.words = WordsCache(lambda v: model.encode_words(v, descriptions), CACHED_VOCABULARIES)
+
+    def words_of(
+        self,
+        vocabulary: VocabularyLike,
+        background: Background,
+        descriptions: DescriptionsLike = None,
+    ) -> Words:
+        """The words of a call; errors are those of a call of the predictor."""
+        if vocabulary is None:
+            asked = configured_vocabulary(self.cfg)
+        else:
+            asked = as_vocabulary(vocabulary)
+        asked = with_background(asked, background)
+        if descriptions is None:
+            return self.words.get(asked)
+        return self.model.encode_words(asked, as_descriptions(descriptions))
+
+    def request(
+        self,
+        purifies: bool,
+        vocabulary: VocabularyLike,
+        background: Background,
+        descriptions: DescriptionsLike = None,
+        redundancy_threshold: float | None = None,
+        ambiguity_threshold: float | None = None,
+        scores_map: bool = False,
+    ) -> Request:
+        """The arguments of a call.
+
+        Raises:
+            ValueError: as :meth:`words_of`, or thresholds of a base method.
+        """
+        thresholds = redundancy_threshold, ambiguity_threshold
+        if not purifies and thresholds != (None, None):
+            raise ValueError("the base method has no thresholds; leave them out")
+        words = self.words_of(vocabulary, background, descriptions)
+        return Request(purifies, words, thresholds, "sem_seg" if scores_map else "label_map")
+
+    def encode(
+        self, images: Sequence[Any], base: bool
+    ) -> tuple[list[np.ndarray], list[dict[str, Any]], EncodedImages]:
+        """Pixels of images, Detectron2's dicts of them, and what CLIP sees in their windows.
+
+        Args:
+            base: what a base method alone needs.
+        """
+        pixels = [as_pixels(image, self.mapper.exif_orientation) for image in images]
+        sources = [as_detectron2(*pair, self.mapper) for pair in zip(pixels, images, strict=True)]
+        return pixels, sources, self.model.encode(sources, base)
+
+    def segment(
+        self, pixels: Sequence[np.ndarray], windows: EncodedImages, request: Request
+    ) -> list[Segmentation]:
+        """Segment what :meth:`encode` gave."""
+        words, output = request.words, request.output
+        if request.purifies:
+            results = self.model.segment(windows, words, *request.thresholds, output=output)
+        else:
+            results = self.model.segment_base(windows, words, output=output)
+        return [
+            segmentation_of(image, result, words.vocabulary)
+            for image, result in zip(pixels, results, strict=True)
+        ]
+
+    def segment_together(
+        self, images: Sequence[Any], request: Request, skip: bool = False
+    ) -> list[Any]:
+        """The segmentations of images, which go through CLIP in batches.
+
+        Args:
+            skip: a :class:`FailedImage` in place of one that cannot be segmented.
+        """
+        try:
+            pixels, _, windows = self.encode(images, base=not request.purifies)
+            return list(self.segment(pixels, windows, request))
+        except FAILURES as error:
+            if not skip:
+                raise
+            if len(images) == 1:
+                return [FailedImage(images[0], " ".join(str(error).split()))]
+        return [self.segment_together([image], request, skip)[0] for image in images]
