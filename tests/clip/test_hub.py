@@ -57,7 +57,7 @@ def test_a_name_server_that_stays_silent_is_given_up(monkeypatch):
     done = threading.Event()
 
     def lookup(*_: object, **__: object) -> None:
-        done.wait(60)
+        done.wait(5)
         raise socket.gaierror(-3, "Temporary failure in name resolution")
 
     monkeypatch.setattr(hub, "PATIENCE", 0.2)
@@ -105,3 +105,8 @@ def test_cached_files_are_found_in_their_order(tmp_path, monkeypatch):
     (snapshot / "a").write_text("")
     assert cached_file("timm/x", ["a", "b"]) == Path(snapshot / "a")
     assert cached_file("timm/y", ["a", "b"]) is None
+    known_missing = folder / ".no_exist" / ("0" * 40) / "c"
+    known_missing.parent.mkdir(parents=True)
+    known_missing.touch()
+    assert cached_file("timm/x", ["c"]) is None
+    assert cached_file("timm/x", ["c", "b"]) == Path(snapshot / "b")
