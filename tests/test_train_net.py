@@ -223,12 +223,11 @@ def test_wrong_configs_end_with_one_line(refuse, opts, said):
     assert said in refuse(*opts)
 
 
-def test_missing_data_is_said_before_weights_are_loaded(tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate.Trainer, "build_model", None)
-    options = ["--config-file", "voc21/clearclip", "OUTPUT_DIR", str(tmp_path)]
-    with pytest.raises(SystemExit) as exit:
-        evaluate.run(evaluate.parse_args(options, "train_net.py"))
-    assert re.fullmatch(r"train_net.py: voc_2012_val_21_sem_seg: there is no .*", str(exit.value))
+def test_missing_data_is_said_before_weights_are_loaded(refuse):
+    data, weights = "('voc_2012_val_21_sem_seg',)", "/nowhere.safetensors"
+    said = refuse("DATASETS.TEST", data, "MODEL.CLIP.PRETRAINED", weights)
+    assert "voc_2012_val_21_sem_seg: there is no" in said
+    assert weights in refuse("MODEL.CLIP.PRETRAINED", weights)
 
 
 def test_a_base_of_another_kind_ends_with_one_line(folder, refuse):
