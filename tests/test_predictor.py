@@ -359,7 +359,7 @@ def test_threads_take_turns(predictor, image):
 
 def test_named_configs_work_from_any_folder(tmp_path, monkeypatch, image):
     monkeypatch.chdir(tmp_path)
-    assert FreeCPPredictor("scenes/clearclip", OPTS)(image, ["sky"]).shares.tolist() == [1.0]
+    assert FreeCPPredictor("scenes/clearclip", OPTS)(image, ["sky", "sea"]).shares.sum() > 0.9
 
 
 @pytest.mark.parametrize(
