@@ -122,7 +122,8 @@ def test_sessions_see_their_own_picture_and_memory_is_bounded(predictor, tmp_pat
     Path(paths[kept[0]]).unlink()
     with pytest.raises(ValueError, match="deleted"):
         store.segment_again(kept[0], False, 0, 1)
-    assert store.segment_again("nobody", False, 0, 1) is None
+    with pytest.raises(ValueError, match="no result of yours"):
+        store.segment_again("nobody", False, 0, 1)
     store.forget(evicted)
     assert evicted not in store.sessions
 
@@ -185,38 +186,41 @@ def test_names_are_text_and_never_markup(predictor):
     names = ["<b>sky</b>", "$x_2$ & ${1}", "road", "w" * 80]
     encoded = predictor.encode(np.zeros((64, 64, 3), np.uint8))
     segmentation = predictor.segment(encoded, names, redundancy_threshold=0.0)
-    answer = web.sessions.Answer(predictor.base(encoded.image, names), segmentation, 0.0, None, 0.0)
+    base = predictor.base(encoded.image, names)
+    answer = web.sessions.Answer("", base, segmentation, 0.0, None, 0.0, 0.0)
     for shown in (web.views.legend(answer), web.views.chart(answer)):
         assert "<b>" not in shown and "&lt;b&gt;sky" in shown and "$x_2$ &amp; ${1}" in shown
-    chart = web.views.chart(answer)
-    assert web.views.INK not in chart and "currentColor" in chart
+    assert "<b>" not in web.views.comparison(answer, "clearclip")
     width, height = web.views.picture_of(answer.base).size
     assert min(width, height) >= web.views.MIN_SHOWN
 
 
 LARGEST_REQUEST = """
 import resource, sys
+from pathlib import Path
 import numpy as np
 from PIL import Image
 import freecp_d2.words
 from freecp_d2 import FreeCPPredictor
-from freecp_d2.cli.web import inputs, page, sessions, views
+from freecp_d2.cli.web import download, inputs, page, sessions, views
 
 freecp_d2.words.template_sentences = lambda names: [[name] for name in names]  # for speed
-noise = np.random.default_rng(0).integers(0, 256, (2000, 2000, 3), np.uint8)
-Image.fromarray(noise).save(sys.argv[1])
+noise = np.random.default_rng(0).integers(0, 256, (1250, 2000, 3), np.uint8)
+Image.fromarray(noise).resize((8000, 5000)).save(sys.argv[1], quality=70)
 opts = ["MODEL.CLIP.TEXT_CACHE", "", "MODEL.FREECP.STRIDE", "224", "MODEL.DEVICE", "cpu"]
 store = sessions.SessionStore(FreeCPPredictor("scenes/clearclip", opts))
 names = [f"thing {i}" for i in range(inputs.MAX_CLASSES)]
 answer = store.segment("a", sys.argv[1], names, True, 0, 1)
-pictures = views.picture_of(answer.base), views.picture_of(answer.purified)
+pictures = views.comparison(answer, "clearclip")
+upload = inputs.read_upload(Path(sys.argv[1]))
+assert download.zipped(download.at_size_of(answer.purified, upload), "noise.jpg")
 assert len(answer.purified.removed) < 100, "few classes were to be merged"
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 """
 
 
 def test_the_largest_request_stays_under_three_gigabytes(tmp_path):
-    command = [sys.executable, "-c", LARGEST_REQUEST, str(tmp_path / "noise.png")]
+    command = [sys.executable, "-c", LARGEST_REQUEST, str(tmp_path / "noise.jpg")]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert ended.returncode == 0, ended.stderr
     assert 1 < float(ended.stdout.split()[-1]) < 3
@@ -265,9 +269,9 @@ class Client:
         self.http = httpx.Client(base_url=url, timeout=120)
         self.session = session
         listed = self.http.get("/config").json()["dependencies"]
-        self.run = next(d["id"] for d in listed if len(d["inputs"]) == 5)
-        self.again = next(d["id"] for d in listed if len(d["inputs"]) == 3)
-        self.example = next(d["id"] for d in listed if len(d["inputs"]) == 1)
+        ids = {d["api_name"]: d["id"] for d in reversed(listed)}
+        self.run, self.again, self.begin = ids["run"], ids["again"], ids["begin"]
+        self.example, self.download = ids["load_example"], ids["download"]
 
     def upload(self, path, name="scene.png"):
         reply = self.http.post(
@@ -343,9 +347,9 @@ def sentence_of(reply):
 
 def test_uploads_and_examples_are_segmented_by_raw_requests(client, tmp_path):
     path = client.upload(save_scene(tmp_path, 87))
-    answered, (pictures, line, legend, chart) = client.segment(path, "sky, lawn, meadow")
-    assert answered and len(pictures) == 2 and "of 3 classes stay" in line
-    assert "meadow" in legend and "<svg" in chart
+    answered, (result, line, legend, chart) = client.segment(path, "sky, lawn, meadow")
+    assert answered and result.count("<img") == 2 and "of 3 classes stay" in line
+    assert "meadow" in legend and "meadow" in chart
     answered, values = client.ask(client.again, False, 0.5, 0.9)
     assert answered and "not encoded again" in values[1]
     answered, (picture, words) = client.ask(client.example, 0)
@@ -566,7 +570,9 @@ def test_requests_without_a_session_share_nothing(site, tmp_path):
     for more in ({}, {"session_hash": ""}):
         assert "zebracorn" in call(alice, alice.run, data, **more)
         text = call(bob, bob.again, [True, 0.05, 0.9], **more)
-        assert "complete" in text and "zebracorn" not in text and "classes stay" not in text
+        text += call(bob, bob.download, [], **more)
+        assert text.count("event: error") == 2 and "zebracorn" not in text
+        assert "classes stay" not in text and "zip" not in text
     for client, function, values in ((alice, alice.run, data), (bob, bob.again, [1, 0.05, 0.9])):
         for session in ({}, {"session_hash": None}, {"session_hash": ""}):
             for door in ("run/predict", "api/predict"):
@@ -582,15 +588,13 @@ def test_requests_without_a_session_share_nothing(site, tmp_path):
 
     alice.session, bob.session = uuid.uuid4().hex, uuid.uuid4().hex
     assert alice.segment(path, "sky, zebracorn")[0]
-    answered, values = bob.ask(bob.again, True, 0.05, 0.9)
-    assert answered and "zebracorn" not in json.dumps(values)
+    for asked in ((bob.again, True, 0.05, 0.9), (bob.download,)):
+        assert sentence_of(bob.ask(*asked)) == "There is no result of yours; press Segment."
 
 
 def test_sixty_calls_at_once_stop_nobody(site, client, tmp_path, monkeypatch):
     url, page = site
-    monkeypatch.setattr(
-        web.page, "picture_of", lambda segmentation: Image.fromarray(segmentation.image)
-    )
+    monkeypatch.setattr(web.page, "comparison", lambda answer, method: "")
     path = client.upload(save_scene(tmp_path, 1))
     data = [{"path": path}, "sky", False, 0.05, 0.9]
     sessions = [uuid.uuid4().hex for _ in range(60)]
@@ -668,7 +672,8 @@ def test_words_stay_nowhere_in_memory(site, tmp_path, caplog):
         client = Client(url, uuid.uuid4().hex)
         path = client.upload(save_scene(tmp_path, 3))
         assert client.segment(path, f"sky, {word} tree", background=True)[0]
-        assert client.ask(client.again, [f"{word} wall"], 0.3, 0.9)[0]
+        assert client.ask(client.again, [f"{word} wall"], 0.0, 0.9)[0]
+        assert client.ask(client.download)[0]
         assert not client.segment(path, f"{word}, {word}")[0]
         with client.http.stream("GET", f"/gradio_api/heartbeat/{client.session}"):
             pass
@@ -725,7 +730,8 @@ def test_forgetting_a_session_holds_for_its_requests_that_run_or_wait(
     assert list(store.sessions) == ["b"]
     known = {name for words in predictor._segmenter.words._kept for name in words.queries}
     assert "otherberry" in known and not known & {"runningberry", "waitingberry"}
-    assert store.segment_again("a", False, 0.05, 0.9) is None
+    with pytest.raises(ValueError, match="no result of yours"):
+        store.segment_again("a", False, 0.05, 0.9)
     assert not store._requests and not store._unused
 
     monkeypatch.setattr(predictor, "encode", lambda image: store.forget("c") or encode(image))
@@ -734,7 +740,8 @@ def test_forgetting_a_session_holds_for_its_requests_that_run_or_wait(
     assert store.segment("c", path, ["sky"], False, 0.05, 0.9)
     for nobody in (None, ""):
         assert store.segment(nobody, path, ["sky"], False, 0.05, 0.9)
-        assert store.segment_again(nobody, False, 0.05, 0.9) is None
+        with pytest.raises(ValueError, match="no result of yours"):
+            store.segment_again(nobody, False, 0.05, 0.9)
     assert list(store.sessions) == ["b"]
 
 
