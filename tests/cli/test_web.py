@@ -1,14 +1,12 @@
-"""The web page: the model behind it, and the page in a real browser."""
+"""The web page: the model behind it, and its doors, by raw HTTP."""
 
 import asyncio
 import gc
 import html
 import http.client
-import importlib.util
 import json
 import logging
 import os
-import re
 import shutil
 import socket
 import subprocess
@@ -35,20 +33,8 @@ httpx = pytest.importorskip("httpx")  # which gradio brings
 import freecp_d2.cli.web.page  # noqa: E402  (after private_gradio)
 from freecp_d2.cli.web.sessions import SessionStore  # noqa: E402
 
-DEMO = Path(__file__).parents[2] / "projects" / "Demo"
 WORDS = ["sky", "lawn", "meadow", "road", "mushroom", "tree", "snow"]
-TIMEOUT = 60_000
 NOT_UPLOADED = "Only pictures that were dropped on this page can be used; drop it again."
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(f"demo_{name}", DEMO / f"{name}.py")
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-screenshot = load("screenshot")
 
 
 @pytest.fixture(scope="module")
@@ -853,135 +839,3 @@ def test_gradio_keeps_no_history(client, site):
         assert client.http.get(f"/{door}").status_code == 403
     assert client.http.get(f"/gradio_api/deep_link?session_hash={client.session}").json() == ""
     assert not site[1].state_holder.session_data.get(client.session)
-
-
-# ---------------------------------------------------------------------------------- in the browser
-
-in_browser = pytest.mark.skipif(
-    screenshot.find_chromium() is None, reason="no chromium: apt install chromium"
-)
-
-
-@pytest.fixture
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
-    with playwright.sync_playwright() as p:
-        browser = p.chromium.launch(
-            executable_path=screenshot.find_chromium(), args=screenshot.CHROMIUM_FLAGS
-        )
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def served(tmp_path):
-    """The address of a page; its temporary folder is empty when it has been shut down."""
-    folder = tmp_path / "tmp"
-    folder.mkdir()
-    with screenshot.serve(**{**os.environ, "TMPDIR": str(folder)}) as url:
-        yield url
-        assert list(folder.rglob("*.png")), "the test looks into the wrong folder"
-    assert not list(folder.iterdir())
-
-
-def open_page(browser, url):
-    """A page of a new session, and the addresses that it asks for elsewhere."""
-    page = browser.new_context().new_page()
-    page.set_default_timeout(TIMEOUT)
-    elsewhere = []
-    page.on(
-        "request",
-        lambda r: None if r.url.startswith((url, "data:", "blob:")) else elsewhere.append(r.url),
-    )
-    page.goto(url)
-    page.locator("#segment").wait_for()
-    return page, elsewhere
-
-
-def upload(page, path):
-    """Put a file where the picture is."""
-    if page.locator("#picture button[aria-label='Clear']").count():
-        page.locator("#picture button[aria-label='Clear']").click()
-    page.locator("#picture input[type=file]").set_input_files(path)
-
-
-def upload_scene(page, folder, seed):
-    upload(page, save_scene(folder, seed))
-    page.locator("#picture img").wait_for()
-
-
-def message(page):
-    """The message on the page, which is closed."""
-    toast = page.locator("[data-testid=toast-body]").first
-    text = toast.inner_text()
-    page.locator("[data-testid=toast-close]").first.click()
-    toast.wait_for(state="detached")
-    return text
-
-
-def answer(page):
-    """How many classes stay, of how many; and whether the picture was encoded for this."""
-    text = page.locator("#summary").inner_text()
-    kept, total = re.search(r"(\d+) of (\d+) classes stay", text).groups()
-    return int(kept), int(total), "not encoded again" not in text
-
-
-@in_browser
-def test_one_user_in_a_browser(browser, served, tmp_path):
-    page, elsewhere = open_page(browser, served)
-    assert page.locator("#examples img").count() >= 4
-    upload_scene(page, tmp_path, 87)
-    page.locator("#words textarea").fill("sky, lawn, meadow\nroad, mushroom, tree, snow")
-    page.locator("#segment").click()
-    page.locator("#chart .chart").wait_for()
-    kept, total, encoded = answer(page)
-    assert 1 < kept < total == 7 and encoded
-    assert page.locator("#result img").count() >= 2
-    shares = page.locator("#legend tbody tr td:last-child").all_inner_texts()
-    assert abs(sum(float(s[:-1]) for s in shares if s.endswith("%")) - 100) < 0.5
-    chart = page.locator("#chart .chart").inner_text()
-    assert all(name in chart for name in WORDS) and "redundant" in chart
-
-    number = page.locator("#redundancy input[type=number]")
-    number.fill("0.5")
-    number.press("Enter")
-    page.locator("#summary", has_text="0 of 7 classes stay").wait_for()
-    assert answer(page) == (0, 7, False)
-
-    large, heavy = tmp_path / "large.png", tmp_path / "heavy.png"
-    Image.new("RGB", (8000, 8000)).save(large)
-    heavy.write_bytes(Path(save_scene(tmp_path, 1)).read_bytes() + bytes(web.inputs.MAX_BYTES))
-    upload(page, large)
-    page.locator("#picture img").wait_for(state="attached")
-    page.locator("#segment").click()
-    assert "large.png has too many pixels" in message(page)
-    upload(page, heavy)
-    assert "exceed the maximum allowed size of 20" in message(page)
-
-    upload_scene(page, tmp_path, 2)
-    page.locator("#words textarea").fill(", ".join(f"word {i}" for i in range(201)))
-    page.locator("#segment").click()
-    assert "201 classes are too many" in message(page)
-    page.locator("#words textarea").fill("sky, sky")
-    page.locator("#segment").click()
-    assert "sky" in message(page)
-    assert answer(page) == (0, 7, False)  # what was there stays
-    assert not elsewhere
-
-
-@in_browser
-def test_five_users_at_once(browser, served, tmp_path):
-    vocabularies = [WORDS[:2], WORDS[:3], WORDS[:4], WORDS[:5], WORDS[:6]]
-    pages = [open_page(browser, served)[0] for _ in vocabularies]
-    for seed, (page, words) in enumerate(zip(pages, vocabularies, strict=True)):
-        upload_scene(page, tmp_path, seed)
-        page.locator("#words textarea").fill(",".join(words))
-    for page in pages:
-        page.locator("#segment").click()
-    for seed, (page, words) in enumerate(zip(pages, vocabularies, strict=True)):
-        page.locator("#chart .chart").wait_for()
-        assert answer(page)[1] == len(words)
-        table = page.locator("#legend").inner_text()
-        assert all(name in table for name in words) and WORDS[len(words)] not in table
-        shown = page.locator("#picture img").get_attribute("src")
-        assert f"scene_{seed}.png" in shown

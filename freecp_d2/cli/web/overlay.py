@@ -45,9 +45,10 @@ def overlay(segmentation: Segmentation) -> np.ndarray:
 
 
 def _inside(mask: np.ndarray) -> tuple[int, int]:
-    """(x, y) of the pixel of a mask that is farthest from its edge, to a few pixels."""
+    """(x, y) in the middle of where a mask is widest, to a few pixels."""
     step = -(-max(mask.shape) // 500)
     small = np.pad(mask[::step, ::step].astype(np.uint8), 1)
     distance = cv2.distanceTransform(small, cv2.DIST_L2, 3)[1:-1, 1:-1]
-    y, x = np.unravel_index(distance.argmax(), distance.shape)
+    widest = np.argwhere(distance >= 0.9 * distance.max())
+    y, x = widest[np.square(widest - widest.mean(axis=0)).sum(axis=1).argmin()]
     return int(x) * step, int(y) * step

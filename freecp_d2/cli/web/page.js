@@ -25,12 +25,17 @@ window.freecp = (() => {
     document.documentElement.style.setProperty("--cut", `${percent}%`);
   }
 
-  // Gradio puts things in place when it likes to.
+  // Gradio puts things in place when it likes to, examples without names, and messages whose
+  // head is a button around a button.
   new MutationObserver(() => {
     const range = result()?.querySelector("input[type=range]");
     if (range && range.value !== String(cutAt)) range.value = cutAt;
     document.querySelectorAll("#examples button").forEach((button, i) => {
       if (!button.ariaLabel) button.ariaLabel = `Example ${i + 1}`;
+    });
+    document.querySelectorAll(".toast-header[role]").forEach((head) => {
+      head.removeAttribute("role");
+      head.removeAttribute("tabindex");
     });
   }).observe(document.documentElement, { childList: true, subtree: true });
 
@@ -42,6 +47,9 @@ window.freecp = (() => {
   });
 
   return {
+    get ready() {
+      return shown !== null;
+    },
     cut,
     loaded(picture, words) {
       shown = now = key(picture, words);

@@ -342,8 +342,9 @@ def build_page(store: SessionStore, folder: Path) -> Page:
             form,
             js="(...form) => freecp.changed(...form)",
         )
-        page.load(begin, queue=False, api_visibility="private")
-        page.load(None, form, js="(...form) => freecp.loaded(...form)")
+        page.load(begin, queue=False, api_visibility="private").success(
+            None, form, js="(...form) => freecp.loaded(...form)"
+        )
         page.unload(forget)
     page.open_to(store)
     return page
