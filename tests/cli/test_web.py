@@ -1,9 +1,11 @@
 """The web page: the model behind it, and its doors, by raw HTTP."""
 
 import asyncio
+import base64
 import gc
 import html
 import http.client
+import io
 import json
 import logging
 import os
@@ -14,6 +16,7 @@ import sys
 import threading
 import time
 import uuid
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -112,6 +115,62 @@ def test_sessions_see_their_own_picture_and_memory_is_bounded(predictor, tmp_pat
         store.segment_again("nobody", False, 0, 1)
     store.forget(evicted)
     assert evicted not in store.sessions
+
+
+def test_new_sessions_begin_with_the_example(predictor, encoder_calls, tmp_path):
+    store, path = SessionStore(predictor), save_scene(tmp_path, 87)
+    store.begin("early")
+    assert not store.sessions
+    example = store.show_example(path, WORDS, 0.05, 0.9)
+    for name in ("a", "b", "", None):
+        store.begin(name)
+    assert list(store.sessions) == ["a", "b"]
+    encoder_calls.clear()
+    strict = store.segment_again("a", False, 0.3, 0.9)
+    assert not encoder_calls and len(strict.purified.removed) > len(example.purified.removed)
+    assert (store.last_answer("b").purified.label_map == example.purified.label_map).all()
+
+    other = save_scene(tmp_path, 2)
+    answer = store.segment("b", other, WORDS[:2], False, 0.05, 0.9)
+    store.begin("b")  # which has something of its own by now
+    assert store.last_answer("b").path == answer.path == other
+    assert store.last_answer("a").path == path
+
+
+def test_the_examples_words_and_features_outlive_its_sessions(predictor, tmp_path):
+    store = SessionStore(predictor, cache_bytes=1)
+    store.show_example(save_scene(tmp_path, 87), ["sky", "examplebird"], 0.05, 0.9)
+
+    def known(word):
+        return any(word in words.queries for words in predictor._words._kept)
+
+    for name in ("a", "b"):
+        store.begin(name)
+    store.segment("a", save_scene(tmp_path, 2), ["sky", "passerby"], False, 0.05, 0.9)
+    assert store.sessions["b"].encoded is not None  # it costs nothing, so no room is to be made
+    store.segment("a", store.sessions["b"].path, ["sky", "passerby"], False, 0.05, 0.9)
+    store.segment("b", save_scene(tmp_path, 3), ["sky"], False, 0.05, 0.9)
+    assert store.sessions["a"].base is None  # that of other words costs
+    for name in ("a", "b"):
+        store.forget(name)
+    assert known("examplebird") and not known("passerby")
+    store.begin("c")
+    assert store.segment_again("c", False, 0.05, 0.9).encode_seconds is None
+
+
+def test_the_time_of_the_words_is_not_that_of_the_picture(predictor, tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(web.sessions.time, "perf_counter", lambda: clock[0])
+    for name, seconds in (("prepare", 100), ("encode", 10), ("segment", 1)):
+
+        def slow(*args, method=getattr(predictor, name), seconds=seconds, **options):
+            clock[0] += seconds
+            return method(*args, **options)
+
+        monkeypatch.setattr(predictor, name, slow)
+    answer = SessionStore(predictor).segment("a", save_scene(tmp_path, 1), WORDS, False, 0.05, 0.9)
+    times = answer.text_seconds, answer.encode_seconds, answer.segment_seconds
+    assert times == (100, 10, 1)
 
 
 def test_pictures_are_checked_before_they_are_decoded(tmp_path, monkeypatch):
@@ -342,6 +401,49 @@ def test_uploads_and_examples_are_segmented_by_raw_requests(client, tmp_path):
     example = picture["value"]
     assert answered and "mushroom" in words["value"]
     assert client.ask(client.run, example, "sky, lawn", True, 0.05, 0.9)[0]
+
+
+def test_a_worked_example_is_there_before_anything_is_asked(client, site, encoder_calls):
+    config = client.http.get("/config").json()
+    shown = {c["props"].get("elem_id"): c["props"].get("value") for c in config["components"]}
+    assert shown["result"].count("<img") == 2 and "of 41 classes stay" in shown["summary"]
+    assert "lighthouse" in shown["words"] and shown["picture"]["path"].endswith("scene_10.png")
+    body = {"fn_index": client.begin, "data": [], "session_hash": client.session}
+    assert client.http.post("/gradio_api/run/predict", json=body).status_code == 200
+    encoder_calls.clear()
+    answered, values = client.ask(client.again, False, 0.5, 0.9)
+    assert answered and "0 of 41 classes stay" in values[1] and not encoder_calls
+    reply = client.ask(client.run, shown["picture"], shown["words"], False, 0.05, 0.9)
+    assert reply[0] and "not encoded again" in reply[1][1] and not encoder_calls
+
+
+def test_the_download_is_a_zip_of_the_uploads_size_and_leaves_no_file(client, tmp_path):
+    scene = Image.open(save_scene(tmp_path, 87)).resize((1500, 1300))
+    scene.save(tmp_path / "large.png")
+    path = client.upload(tmp_path / "large.png", "photo.png")
+    assert client.segment(path, "sky, lawn, zipberry", thresholds=(0.0, 1.0))[0]
+    before = sorted(FOLDER.rglob("*"))
+    answered, (content,) = client.ask(client.download)
+    assert answered and sorted(FOLDER.rglob("*")) == before
+    archive = zipfile.ZipFile(io.BytesIO(base64.b64decode(content["zip"])))
+    assert Image.open(archive.open("label_map.png")).size == (1500, 1300)
+    coco = json.loads(archive.read("segmentation.json"))
+    assert [c["name"] for c in coco["categories"]] == ["sky", "lawn", "zipberry"]
+    assert coco["images"][0]["file_name"] == "photo.png"
+
+    client.ask(client.again, False, 1.0, 0.9)
+    assert "No class stays" in sentence_of(client.ask(client.download))
+    client.ask(client.again, False, 0.0, 1.0)
+    Path(path).unlink()
+    assert "deleted" in sentence_of(client.ask(client.download))
+
+
+def test_photographs_are_the_examples_of_other_clips(tmp_path):
+    examples = web.page.write_photos(tmp_path)
+    assert len(examples) >= 4
+    for path, words in examples:
+        assert Path(path).parent == tmp_path and web.inputs.load_picture(Path(path)).ndim == 3
+        assert 4 <= len(web.inputs.parse_classes(words)) <= 10
 
 
 def test_only_uploads_are_opened(client, site, tmp_path, monkeypatch, no_traceback):

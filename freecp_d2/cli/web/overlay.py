@@ -23,9 +23,7 @@ def overlay(segmentation: Segmentation) -> np.ndarray:
     labels = segmentation.label_map.astype(np.uint8)  # the page takes fewer classes than 256
     height, width = labels.shape
     long_side = max(height, width)
-    picture = cv2.addWeighted(
-        segmentation.colors[labels], ALPHA, segmentation.image, 1 - ALPHA, 0
-    )
+    picture = cv2.addWeighted(segmentation.colors[labels], ALPHA, segmentation.image, 1 - ALPHA, 0)
     kernel = np.ones([1 + 2 * max(1, long_side // 1500)] * 2, np.uint8)
     picture[cv2.morphologyEx(labels, cv2.MORPH_GRADIENT, kernel) > 0] = 255
     image = Image.fromarray(picture)

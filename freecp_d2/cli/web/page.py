@@ -271,6 +271,7 @@ def build_page(store: SessionStore, folder: Path) -> Page:
                     label="Redundancy threshold",
                     info="Classes whose consistency is not above it are removed.",
                     elem_id="redundancy",
+                    elem_classes="threshold",
                 )
                 ambiguity = gr.Slider(
                     0,
@@ -280,6 +281,7 @@ def build_page(store: SessionStore, folder: Path) -> Page:
                     label="Ambiguity threshold",
                     info="Classes whose maps overlap at least that much compete for their place.",
                     elem_id="ambiguity",
+                    elem_classes="threshold",
                 )
                 gallery = gr.Examples(
                     [list(example) for example in examples],

@@ -291,8 +291,9 @@ class SessionStore:
             others = list(self.sessions.values())[:-1]
             total = sum(map(self._nbytes, self.sessions.values()))
             for session in others:
-                if total > self.cache_bytes:
-                    total -= self._nbytes(session)
+                occupied = self._nbytes(session)
+                if occupied and total > self.cache_bytes:
+                    total -= occupied
                     session.encoded = session.base = None
 
     def _nbytes(self, session: Session) -> int:

@@ -118,12 +118,14 @@ def legend(answer: Answer) -> str:
             with_freecp = "no pixel" if stay[i] else "removed"
         rows.append(
             f'<tr><th scope="row">{_swatch(purified.colors[i])}{name}</th>'
-            f"<td>{_percent(base.shares[i])}</td><td>{with_freecp}</td></tr>"
+            f'<td class="number">{_percent(base.shares[i])}</td>'
+            f'<td class="number">{with_freecp}</td></tr>'
         )
     folded = _folded(f"{len(absent)} more: removed, and not in the base method's picture", absent)
     return (
-        '<div class="legend"><table><caption>Shares of the picture</caption><thead><tr>'
-        '<th scope="col">class</th><th scope="col">base</th><th scope="col">FreeCP</th></tr>'
+        '<div class="legend facts"><table><caption>Shares of the picture</caption><thead><tr>'
+        '<th scope="col">class</th><th scope="col" class="number">base</th>'
+        '<th scope="col" class="number">FreeCP</th></tr>'
         f"</thead><tbody>{''.join(rows)}</tbody></table>{folded}</div>"
     )
 
@@ -166,14 +168,14 @@ def chart(answer: Answer) -> str:
             f'<tr class="{kind}"><th scope="row">{html.escape(shorten(name))}</th>'
             f'<td class="bars"><span class="bar" style="width:{scale * values[name]:.1f}%"></span>'
             f'<span class="mark" style="left:{scale * threshold:.1f}%"></span></td>'
-            f"<td>{values[name]:.3f}</td><td>{html.escape(fate)}</td></tr>"
+            f'<td class="number">{values[name]:.3f}</td><td>{html.escape(fate)}</td></tr>'
         )
 
     rest = [f"{html.escape(n)} {values[n]:.3f}" for n in gone if n not in nearly]
     return (
-        '<div class="chart"><table><caption>Consistency; dashed: the redundancy threshold, '
+        '<div class="chart facts"><table><caption>Consistency; dashed: the redundancy threshold, '
         f'{threshold:g}</caption><thead><tr><th scope="col">class</th>'
-        '<td></td><th scope="col">value</th><th scope="col">fate</th></tr>'
+        '<td></td><th scope="col" class="number">value</th><th scope="col">fate</th></tr>'
         f"</thead><tbody>{''.join(map(row, kept + nearly))}</tbody></table>"
         f"{_folded(f'{len(rest)} more are removed', rest)}</div>"
     )

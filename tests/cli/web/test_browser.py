@@ -344,10 +344,17 @@ def test_axe_finds_nothing(open_page, scheme, width):
             for node in rule["nodes"]
         ]
         assert not broken, (state, broken)
-        return [n["html"] for r in response["passes"] if r["id"] == "color-contrast" for n in r["nodes"]]
+        return [
+            n["html"] for r in response["passes"] if r["id"] == "color-contrast" for n in r["nodes"]
+        ]
 
     legible = check("at load")
-    for hint in ("Ctrl+Enter segments.", "Classes whose consistency", "Words encoded in", "more are"):
+    for hint in (
+        "Ctrl+Enter segments.",
+        "Classes whose consistency",
+        "Words encoded in",
+        "more are",
+    ):
         assert any(hint in html for html in legible), hint  # its contrast was measured
     page.locator("#limits button").click()
     for summary in page.locator("#results summary").all():

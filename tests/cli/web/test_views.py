@@ -142,7 +142,7 @@ def test_the_summary_tells_text_from_image(answer):
 def pictures_of(shown):
     return [
         np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
-        for data in re.findall("data:image/webp;base64,([^\"]+)", shown)
+        for data in re.findall('data:image/webp;base64,([^"]+)', shown)
     ]
 
 
