@@ -63,10 +63,11 @@ def comparison(answer: Answer, method: str) -> str:
     name = html.escape(method)
     height, width = answer.base.label_map.shape
     return (
-        f'<div class="compare" style="max-width:calc(80vh * {width / height:.4f})">{left}{right}<input type="range" min="0" max="100" value="50" '
-        f'step="1" aria-label="Where {name} alone ends and FreeCP begins" '
-        "oninput=\"freecp.cut(this.value)\"><span class='line'></span></div>"
-        f'<div class="sides"><span>◀ {name} alone</span><span>{name} + FreeCP ▶</span></div>'
+        f'<div class="compare" style="max-width:calc(80vh * {width / height:.4f})">{left}{right}'
+        '<input type="range" min="0" max="100" value="50" step="1" '
+        f'aria-label="Where {name} alone ends and FreeCP begins" oninput="freecp.cut(this.value)">'
+        f'<span class="line"></span></div><div class="sides"><span>◀ {name} alone</span>'
+        f"<span>{name} + FreeCP ▶</span></div>"
     )
 
 
