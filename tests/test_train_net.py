@@ -17,7 +17,7 @@ from freecp_d2 import add_freecp_config
 from freecp_d2.cli import evaluate
 
 ROOT = Path(__file__).parents[1]
-CONFIG = "configs/scenes/clearclip.yaml"
+CONFIG = "scenes/clearclip"
 CONFIGS = [*ROOT.glob("configs/*/*.yaml"), *ROOT.glob("projects/CamVid/configs/*.yaml")]
 
 REGISTER = """
