@@ -90,6 +90,14 @@ def blocks(page: str) -> tuple[Block, ...]:
     return tuple(found)
 
 
+def outputs(text: str) -> list[str]:
+    """What a block says that it prints: the comment lines right below a line with a print."""
+    comments = re.findall(r"^print\(.*\n((?:# .*(?:\n|$))+)", text, re.M)
+    return [
+        " ".join(comment.replace("\n# ", " ").removeprefix("# ").split()) for comment in comments
+    ]
+
+
 def not_run(page: str) -> list[Block]:
     return [
         block
@@ -171,6 +179,8 @@ def test_the_blocks_run(page, workplace):
             )
             where = f"{page}, line {block.line}, exit status {run.returncode}"
             assert run.returncode == 0, f"{where}\n{run.stdout[-2000:]}\n{run.stderr[-4000:]}"
+            for output in outputs(block.text):
+                assert output in " ".join(run.stdout.split()), f"{where}\n{run.stdout[-2000:]}"
 
 
 def test_blocks_have_a_language_and_few_are_not_run():
