@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, Metadata
-from detectron2.utils.colormap import colormap
 from PIL import Image
 
 from freecp_d2.evaluation import FreeCPSemSegEvaluator, load_label_map, report
@@ -286,14 +285,13 @@ def test_the_legend_leaves_out_what_is_small_and_not_there():
     assert report.legend(with_base, 4) == ([(1, False), (2, False), (0, True), (3, True)], 0)
 
 
-def test_detectron2s_colours_where_there_are_none_of_the_data_set():
+def test_a_data_set_without_colours_gets_distinct_ones():
     names = [str(i) for i in range(171)]
     palette = report.palette_of(Metadata(name="many", stuff_classes=names))
     assert palette.shape == (171, 3) and palette.dtype == np.uint8
-    colors = colormap(rgb=True)
-    np.testing.assert_array_equal(palette[: len(colors)], colors.astype(int))
-    again = palette[len(colors) : 2 * len(colors)]
-    np.testing.assert_array_equal(again, (0.65 * colors).astype(int))
+    assert len({tuple(color) for color in palette.tolist()}) == 171
+    grey, *others = report.palette_of(Metadata(name="few", stuff_classes=["background", "sky"]))
+    assert len(set(grey.tolist())) == 1 and others[0].tolist() == palette[0].tolist()
 
 
 @pytest.mark.parametrize("width", [390, 1440])
