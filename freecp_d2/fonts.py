@@ -25,6 +25,7 @@ BOX = "\N{WHITE SQUARE}"
 """What is drawn for a character that no font has; DejaVu Sans has it."""
 UPRIGHT = "regular", "book", "roman", "normal", "medium"
 """Styles that are neither bold nor slanted."""
+JOINER = "\N{ZERO WIDTH JOINER}"
 _said: set[str] = set()
 _lock = threading.Lock()
 
@@ -62,6 +63,47 @@ def draw_text(
 def text_length(text: str, size: int) -> float:
     """How wide :func:`draw_text` draws a line, in pixels."""
     return sum(_font(path, size).getlength(piece) for piece, path in split_by_font(text))
+
+
+def line_height(size: int) -> int:
+    """From line to line, in pixels: the tallest and the deepest letters of DejaVu Sans."""
+    return sum(_font(DEJAVU, size).getmetrics())
+
+
+def wrap_text(text: str, size: int, width: float) -> list[str]:
+    """Lines that :func:`draw_text` draws no wider than `width` pixels.
+
+    They break at spaces, and where a word alone is wider, within it, but never before a mark that
+    belongs to the letter before it.
+    """
+    lines = [""]
+    for word in text.split():
+        joined = f"{lines[-1]} {word}".strip()
+        if text_length(joined, size) <= width:
+            lines[-1] = joined
+            continue
+        if lines[-1]:
+            lines.append("")
+        for letter in _letters(word):
+            if lines[-1] and text_length(lines[-1] + letter, size) > width:
+                lines.append("")
+            lines[-1] += letter
+    return lines
+
+
+def _letters(word: str) -> list[str]:
+    """Characters, each with its marks and what a joiner binds to it."""
+    letters: list[str] = []
+    for character in word:
+        category = unicodedata.category(character)
+        bound = (
+            category.startswith("M") or category == "Cf" or letters and letters[-1][-1] == JOINER
+        )
+        if letters and bound:
+            letters[-1] += character
+        else:
+            letters.append(character)
+    return letters
 
 
 def split_by_font(text: str) -> list[tuple[str, str]]:

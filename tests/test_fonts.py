@@ -3,6 +3,7 @@
 The machine of these tests has one font beside DejaVu Sans, made here, and it has three characters.
 """
 
+import itertools
 import logging
 
 import numpy as np
@@ -13,7 +14,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
-from freecp_d2 import Segmentation, fonts
+from freecp_d2 import fonts
+from freecp_d2.overlay import draw_overlay
 
 DOG, FAMILY, KA = "\u72d7", "\U0001f46a", "\u0915"
 """A Chinese character; an emoji that DejaVu Sans has not; a letter of Devanagari."""
@@ -141,29 +143,54 @@ def test_matplotlib_draws_plain_text(font, text):
     assert width == pytest.approx(fonts.text_length(text, round(20 * 100 / 72)), rel=0.15)
 
 
-def segmentation(name: str) -> Segmentation:
-    return Segmentation(
-        image=np.full((200, 300, 3), 255, np.uint8),
-        label_map=np.zeros((200, 300), np.int64),
-        class_names=(name,),
-        scores=np.ones(1, np.float32),
-        shares=np.ones(1),
-        consistency=np.ones(1, np.float32),
-        removed=[],
-        colors=np.zeros((1, 3), np.uint8),
-    )
-
-
-@pytest.mark.filterwarnings("error:Glyph")
-def test_a_segmentation_is_drawn_with_them(font, caplog):
-    filled = {}
+def test_an_overlay_is_drawn_with_them(font, caplog):
+    white = {}
     for text in (DOG, LACKED, KA):
-        red, green, _ = np.moveaxis(segmentation(text).draw().astype(int), 2, 0)
-        filled[text] = int((red - green > 100).sum())
-    # Tiny's glyphs are full squares in the class's colour, made brighter; the box is a border.
-    assert filled[DOG] > 100 and filled[KA] == pytest.approx(filled[DOG], rel=0.1)
-    assert filled[LACKED] < filled[DOG] / 2
+        image = np.zeros((200, 300, 3), np.uint8)
+        labels = np.zeros((200, 300), np.int64)
+        drawn = draw_overlay(image, labels, [text], np.zeros((1, 3), np.uint8), -1)
+        white[text] = int((drawn > 64).all(axis=2).sum())
+    # Tiny's glyphs are full squares; the box is a border.
+    assert white[DOG] > 100 and white[KA] == pytest.approx(white[DOG], abs=3)
+    assert 0 < white[LACKED] < white[DOG] / 2
     assert len(warnings_of(caplog)) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "width", "lines"),
+    [
+        ("", 100, [""]),
+        ("dog", 1, ["d", "o", "g"]),
+        ("a dog", 1000, ["a dog"]),
+        (" a  dog\n", 1000, ["a dog"]),
+        ("traffic light", 100, ["traffic", "light"]),
+        (f"{DOG}{DOG}{DOG} a", 55, [DOG + DOG, f"{DOG} a"]),
+        # Neither a mark nor what a joiner binds begins a line.
+        ("e\u0301\u0302e\u0301", 1, ["e\u0301\u0302", "e\u0301"]),
+        (f"{FAMILY}\ufe0f\u200d{FAMILY}{DOG}", 1, [f"{FAMILY}\ufe0f\u200d{FAMILY}", DOG]),
+    ],
+)
+def test_lines(font, text, width, lines):
+    assert fonts.wrap_text(text, 20, width) == lines
+
+
+def test_lines_are_as_wide_as_they_may_be(font):
+    words = "an uncommonly long name of a class of things".split()
+    for width in (110, 140, 200, 300):
+        lines = fonts.wrap_text(" ".join(words), 16, width)
+        assert " ".join(lines).split() == words
+        assert all(fonts.text_length(line, 16) <= width for line in lines)
+        for line, following in itertools.pairwise(lines):
+            assert fonts.text_length(f"{line} {following.split()[0]}", 16) > width
+
+
+def test_letters_keep_within_their_line(font):
+    height = fonts.line_height(30)
+    image = Image.new("L", (300, 3 * height), "white")
+    fonts.draw_text(ImageDraw.Draw(image), (0, height), "\u00c5gj|", 30, "black")
+    rows = np.flatnonzero((np.asarray(image) < 128).any(axis=1))
+    assert height <= rows[0] and rows[-1] < 2 * height
+    assert rows[-1] - rows[0] > 0.8 * height
 
 
 def test_upright_fonts_come_first(monkeypatch, tmp_path):

@@ -60,14 +60,14 @@ def start(folder: Path, name: str, *args: str, dataset: str = "few_scenes") -> s
     )
 
 
-def finish(run: subprocess.Popen, folder: Path, name: str) -> tuple[dict, str]:
-    """results.json, and what was printed."""
+def finish(run: subprocess.Popen, folder: Path, name: str) -> tuple[dict, str, str]:
+    """results.json, and what was printed, to stdout and to stderr."""
     out, err = run.communicate(timeout=300)
     assert run.returncode == 0, err[-3000:]
-    return json.loads((folder / name / "results.json").read_text()), out
+    return json.loads((folder / name / "results.json").read_text()), out, err
 
 
-def evaluated(folder: Path, name: str, *args: str) -> tuple[dict, str]:
+def evaluated(folder: Path, name: str, *args: str) -> tuple[dict, str, str]:
     return finish(start(folder, name, *args), folder, name)
 
 
@@ -79,21 +79,21 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def base(folder) -> tuple[dict, str]:
+def base(folder) -> tuple[dict, str, str]:
     return evaluated(folder, "base", "MODEL.FREECP.ENABLED", "False")
 
 
 @pytest.fixture(scope="module")
-def purified(folder, base) -> tuple[dict, str]:
+def purified(folder, base) -> tuple[dict, str, str]:
     return evaluated(folder, "purified", "--compare-with", str(folder / "base" / "results.json"))
 
 
 def test_two_ranks_give_the_results_of_one(folder, purified):
     """Also where two jobs of two ranks run at once, which a port in common would mix."""
-    one, _ = purified
+    one, *_ = purified
     runs = {name: start(folder, name, "--num-gpus", "2") for name in ("two", "two_more")}
     for name, run in runs.items():
-        two, _ = finish(run, folder, name)
+        two, *_ = finish(run, folder, name)
         assert "World size: 2" in (folder / name / "log.txt").read_text()
         assert two.pop("seconds_per_image")["encode"] > 0
         config = two.pop("config")
@@ -107,7 +107,7 @@ def test_two_ranks_give_the_results_of_one(folder, purified):
             re.findall(r"data:image[^\"]+", (folder / run / "report.html").read_text())
             for run in ("purified", name)
         ]
-        assert pictures[0] == pictures[1] and len(pictures[0]) == 2 * 3 * 3
+        assert pictures[0] == pictures[1] and len(pictures[0]) == 2 * 3 * 4
 
 
 def test_the_model_gives_label_maps(folder, base, purified):
@@ -117,7 +117,7 @@ def test_the_model_gives_label_maps(folder, base, purified):
 
 
 def test_results_and_the_table_row(base, purified):
-    for (results, printed), method in ((base, "clearclip"), (purified, "clearclip + FreeCP")):
+    for (results, printed, _), method in ((base, "clearclip"), (purified, "clearclip + FreeCP")):
         miou = results["metrics"]["mIoU"]
         assert 0 < miou < 100 and results["images"] == 3
         assert results["enabled"] == method.endswith("FreeCP")
@@ -128,6 +128,69 @@ def test_results_and_the_table_row(base, purified):
     assert base[0]["metrics"] != purified[0]["metrics"]
     assert "purification" not in base[0]
     assert purified[0]["purification"].keys() == {"truth", "redundancy", "ambiguity"}
+
+
+def test_little_is_printed_and_all_is_logged(folder, base, purified):
+    """Detectron2's log of environment, config and model stays in log.txt; so does its progress."""
+    for (_, out, err), name in ((base, "base"), (purified, "purified")):
+        lines = (out + err).replace("\r", "\n").splitlines()
+        assert len(lines) < 40 and not re.search(r"\bd2\.|detectron2\]", out)
+        assert f"report.html: {folder / name}" in out
+        assert "few_scenes, 3 images: mIoU" in out  # of freecp_d2's logger
+        assert "DeprecationWarning" not in err and "FutureWarning" not in err
+        logged = (folder / name / "log.txt").read_text()
+        for said in (
+            "Environment info",
+            "Running with full config",
+            "DenseCLIP",
+            "copypaste: mIoU",
+        ):
+            assert said in logged
+
+
+def test_the_progress_has_an_eta(purified):
+    """One line, of few updates where nobody watches."""
+    _, _, err = purified
+    bars = re.findall(r"few_scenes: +\d+%[^\r\n]*", err)
+    assert "| 0/3 [" in bars[0] and "| 3/3 [" in bars[-1]
+    assert re.search(r"1/3 \[\d\d:\d\d<\d\d:\d\d,", bars[1])
+
+
+@pytest.mark.parametrize(("images", "updates"), [(7, 7), (200, 20), (1000, 20)])
+def test_the_progress_is_updated_twenty_times(images, updates, capsys):
+    assert list(evaluate.progress(list(range(images)), "mine")) == list(range(images))
+    _, err = capsys.readouterr()
+    assert len(re.findall(r"mine: +\d+%", err)) <= updates + 2
+    assert len(re.findall(r"mine: +\d+%", err)) >= updates
+    assert "\n" not in err.rstrip("\n")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("sem_seg_file_name", "nowhere.png", "1 of 3 ground-truth files are missing.*nowhere.png"),
+        ("sem_seg_file_name", None, "has no sem_seg_file_name"),
+        ("file_name", "", "has no file_name"),
+        (None, None, "it has no images"),
+    ],
+)
+def test_the_data_set_is_checked_before_weights_are_loaded(
+    folder, refuse, monkeypatch, key, value, said
+):
+    def build_model(cfg):
+        raise AssertionError("the model was built")
+
+    monkeypatch.setattr(evaluate.Trainer, "build_model", build_model)
+    records = DatasetCatalog.get("few_scenes")
+    records = [*records[:2], {**records[2], key: value}] if key else []
+    DatasetCatalog.register("spoilt", lambda: records)
+    MetadataCatalog.get("spoilt").set(stuff_classes=["a"], evaluator_type="sem_seg")
+    weights = ("MODEL.CLIP.PRETRAINED", str(folder / "no_weights.safetensors"))
+    try:
+        assert re.search(f"spoilt: .*{said}", refuse("DATASETS.TEST", "('spoilt',)", *weights))
+    finally:
+        DatasetCatalog.pop("spoilt")
+        MetadataCatalog.pop("spoilt")
 
 
 @pytest.mark.parametrize("enabled", ["True", "False"])

@@ -8,9 +8,12 @@ has no parameters of its own, and CLIP (MODEL.CLIP.PRETRAINED) stays frozen.
 """
 
 import argparse
+import logging
+import math
 import os
 import runpy
 import sys
+from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,9 +22,10 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, launch
-from detectron2.evaluation import verify_results
+from detectron2.evaluation import inference_on_dataset, print_csv_format, verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+from tqdm import tqdm
 
 from ..config import load_config
 from ..data.mapper import InferenceMapper
@@ -65,6 +69,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     """The frozen config of the command line, with logging set up."""
     cfg = load_config(args.config_file, [*args.opts, "MODEL.FREECP.OUTPUT", "label_map"])
     require_writable(Path(cfg.OUTPUT_DIR))
+    _keep_in_the_file(cfg.OUTPUT_DIR)
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="freecp_d2")
     return cfg
@@ -88,15 +93,26 @@ def evaluate(args: argparse.Namespace) -> dict:
         "coco_predictions": args.coco_predictions,
         "compare_with": args.compare_with,
     }
+    if cfg.MODEL.FREECP.ENABLED:
+        mapper = InferenceMapper(cfg)
+        options["segment_base"] = lambda image: segment_base(model, mapper(image))
     evaluators = [Trainer.build_evaluator(cfg, name, **options) for name in cfg.DATASETS.TEST]
     model = Trainer.build_model(cfg)
     facts = facts_of(cfg, model)
     for evaluator in evaluators:
         evaluator.check_vocabulary(model.vocabulary)
         evaluator.facts.update(facts)
-    results = Trainer.test(cfg, model, evaluators)
+    results = OrderedDict()
+    for name, evaluator in zip(cfg.DATASETS.TEST, evaluators, strict=True):
+        loader = progress(Trainer.build_test_loader(cfg, name), name)
+        results[name] = inference_on_dataset(model, loader, evaluator)
+        if comm.is_main_process():
+            print_csv_format(results[name])
+    if len(results) == 1:  # as Trainer.test
+        results = results[cfg.DATASETS.TEST[0]]
     if comm.is_main_process():
         print(f"\n{markdown_table([evaluator.results for evaluator in evaluators])}\n")
+        print(f"Figures, settings and report.html: {cfg.OUTPUT_DIR}")
         verify_results(cfg, results)
     if comm.get_world_size() > 1:
         # With GLOO, a rank that leaves its process group alive may abort at exit, and launch()
@@ -104,6 +120,41 @@ def evaluate(args: argparse.Namespace) -> dict:
         comm.synchronize()
         torch.distributed.destroy_process_group()
     return results
+
+
+def segment_base(model: Any, image: dict[str, Any]) -> torch.Tensor:
+    """The base method's label map (H, W) of an image, by a :class:`freecp_d2.FreeCP`.
+
+    Args:
+        image: as `InferenceMapper` gives it.
+    """
+    (result,) = model.segment_base(model.encode([image], base=True), model.words)
+    return result["label_map"]
+
+
+def progress(loader: torch.utils.data.DataLoader, name: str) -> tqdm:
+    """`loader` with a progress bar of rank 0; where nobody watches it, every twentieth part."""
+    rarely: dict[str, Any] = {}
+    if not sys.stderr.isatty():
+        rarely = {"miniters": max(len(loader) // 20, 1), "mininterval": 0, "maxinterval": math.inf}
+    hidden = not comm.is_main_process()
+    return tqdm(loader, desc=name, unit="image", disable=hidden, **rarely)
+
+
+def _keep_in_the_file(output_dir: str) -> None:
+    """Leave on screen only the warnings of what Detectron2 logs; log.txt has all.
+
+    Detectron2's `setup_logger` gives a logger its handlers once, for arguments that it has not seen
+    yet. These are the arguments of `default_setup`.
+    """
+    rank = comm.get_rank()
+    for logger in (
+        setup_logger(output_dir, distributed_rank=rank, name="fvcore"),
+        setup_logger(output_dir, distributed_rank=rank),
+    ):
+        for handler in logger.handlers:
+            if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
+                handler.setLevel(logging.WARNING)
 
 
 def run(args: argparse.Namespace) -> None:

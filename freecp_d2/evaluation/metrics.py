@@ -88,6 +88,36 @@ def segmentation_metrics(confusion: np.ndarray, names: Sequence[str]) -> dict[st
     return {key: 100 * value for key, value in figures.items()}
 
 
+def worst_confusions(
+    confusion: np.ndarray, names: Sequence[str], count: int
+) -> list[dict[str, Any]]:
+    """The pairs of a true and a predicted class with the most pixels, the most first.
+
+    Args:
+        confusion: see :func:`confusion_matrix`.
+        names: of the classes.
+        count: at most so many pairs; a pair without a pixel is none.
+
+    Returns:
+        Dicts of `truth` and `predicted`, names; `pixels`; and `share`, their percentage of the
+        pixels of the true class.
+    """
+    wrong = confusion.T.copy()
+    np.fill_diagonal(wrong, 0)
+    most = np.argsort(-wrong, axis=None, kind="stable")[:count]
+    pairs = zip(*(index.tolist() for index in np.unravel_index(most, wrong.shape)), strict=True)
+    return [
+        {
+            "truth": names[truth],
+            "predicted": names[predicted],
+            "pixels": int(wrong[truth, predicted]),
+            "share": _percent(int(wrong[truth, predicted]), int(confusion[:, truth].sum())),
+        }
+        for truth, predicted in pairs
+        if wrong[truth, predicted]
+    ]
+
+
 @dataclass
 class Counts:
     """What is counted over images; its size does not depend on how many they are.

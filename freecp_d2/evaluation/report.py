@@ -8,43 +8,61 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import jinja2
 import numpy as np
 from detectron2.data.catalog import Metadata
 from detectron2.utils.colormap import colormap
-from detectron2.utils.visualizer import Visualizer
 from PIL import Image
 
 from ..data.mapper import read_image
 from ..files import write_whole
-from ..fonts import set_fonts
-from .results import method_of, printable
+from .pages import difference, render
+from .results import method_of, printable, settings_of
 
 PICTURE_SIDE = 480
 """Images are made smaller until their long side is at most this many pixels."""
-LEAST_SIDE = 16
-"""No side is drawn smaller; Detectron2's Visualizer does not draw two pixels."""
-LONGEST_NAME = 60
-"""A class's name in a picture has at most so many characters."""
+OPACITY = 0.7
+"""Of the classes over the image."""
+LEAST_NAMED, LEAST_LISTED = 0.02, 0.005
+"""The least share of a picture that a class with its name in it has, and one in the legend."""
 MOST_PAIRS = 50
 """So many of the pairs that the ambiguity stage decided are listed."""
+SHOWN_SETTINGS = (
+    *("DATASETS.TEST", "INPUT.EXIF_ORIENTATION", "INPUT.FORMAT", "INPUT.MAX_SIZE_TEST"),
+    *("INPUT.MIN_SIZE_TEST", "MODEL.CLIP.", "MODEL.FREECP.", "MODEL.META_ARCHITECTURE"),
+)
+"""Keys of the config that are seen at once, or how they begin; the others are folded away."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """An image to show: its file, its own mIoU in percent, and label maps (H, W)."""
+    """An image to show: its file, label maps (H, W), and their mIoU on it in percent.
+
+    Attributes:
+        base: the label map of the base method alone, or None.
+    """
 
     file_name: str
-    score: float
-    predicted: np.ndarray
     truth: np.ndarray
+    predicted: np.ndarray
+    score: float
+    base: np.ndarray | None = None
+    base_score: float | None = None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What is drawn: a title, a data URI, and (class id, x, y in percent) where names stand."""
+
+    title: str
+    uri: str
+    names: Sequence[tuple[int, float, float]] = ()
 
 
 def write_report(
     path: Path,
     results: Mapping[str, Any],
     base: Mapping[str, Any] | None,
-    palette: Metadata,
+    palette: np.ndarray,
     best: Sequence[Example],
     worst: Sequence[Example],
 ) -> None:
@@ -53,80 +71,153 @@ def write_report(
     Args:
         results: what results.json holds.
         base: the same of the base method alone, or None.
-        palette: names and colours of the pictures (:func:`palette_of`).
+        palette: (K, 3) uint8 RGB (:func:`palette_of`).
         best, worst: images by their own mIoU.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader(__name__.rpartition(".")[0], ""),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: printable(value) if isinstance(value, str) else value,
-    )
-    environment.filters["figure"] = _figure
     runs = [run for run in (base, results) if run is not None]
     turned = results.get("config", {}).get("INPUT", {}).get("EXIF_ORIENTATION", True)
-    html = environment.get_template("report.html").render(
+    titles = (method_of(results), method_of({**results, "enabled": False}))
+    shown, folded = _settings(runs)
+    page = render(
+        "report.html",
         results=results,
         columns=[(method_of(run), run) for run in runs],
-        classes=list(zip(*(run["classes"] for run in runs), strict=True)),
+        metrics=[
+            (name, *_compared([run["metrics"][name] for run in runs]))
+            for name in results["metrics"]
+        ],
+        classes=[
+            _compared([entry["IoU"] for entry in entries])
+            for entries in zip(*(run["classes"] for run in runs), strict=True)
+        ],
+        colors=[f"rgb({red} {green} {blue})" for red, green, blue in palette.tolist()],
+        names=[entry["name"] for entry in results["classes"]],
+        confusions=results["confusions"],
         pairs=results.get("ambiguous_losses", [])[:MOST_PAIRS],
+        totals={
+            key: sum(pair[key] for pair in results.get("ambiguous_losses", []))
+            for key in ("images", "right", "wrong")
+        },
         sections=[
-            (title, [(example, draw(example, palette, turned)) for example in examples])
+            (
+                title,
+                [
+                    (
+                        example,
+                        draw(example, palette, titles, turned),
+                        *legend(example, len(palette)),
+                    )
+                    for example in examples
+                ],
+            )
             for title, examples in (("Best images", best), ("Worst images", worst))
         ],
+        settings=shown,
+        folded=folded,
     )
-    write_whole(path, html.encode())
+    write_whole(path, page)
 
 
-def draw(example: Example, metadata: Metadata, exif_orientation: bool = True) -> dict[str, str]:
-    """Title -> data URI of the image, the ground truth and the prediction.
+def draw(
+    example: Example, palette: np.ndarray, titles: tuple[str, str], exif_orientation: bool = True
+) -> list[Picture]:
+    """The image, the ground truth, the base method where it is known, and the prediction.
 
     Args:
-        metadata: with `stuff_classes` and `stuff_colors`.
+        palette: (K, 3) uint8 RGB.
+        titles: of the prediction and of the base method.
         exif_orientation: whether the image was turned as its EXIF data say.
     """
     image = read_image(example.file_name, exif_orientation=exif_orientation)
     height, width = example.truth.shape
     scale = min(1.0, PICTURE_SIDE / max(height, width))
-    size = [max(round(side * scale), LEAST_SIDE) for side in (width, height)]
+    size = [max(round(side * scale), 1) for side in (width, height)]
     image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    pictures = {"image": image}
-    for title, labels in (("ground truth", example.truth), ("prediction", example.predicted)):
-        labels = cv2.resize(labels.astype(np.uint16), size, interpolation=cv2.INTER_NEAREST)
-        drawn = Visualizer(image, metadata).draw_sem_seg(labels)
-        set_fonts(drawn.ax)
-        pictures[title] = drawn.get_image()
-    return {title: _data_uri(picture) for title, picture in pictures.items()}
+    maps = [("ground truth", example.truth), (titles[0], example.predicted)]
+    if example.base is not None:
+        maps.insert(1, (titles[1], example.base))
+    pictures = [Picture("image", _data_uri(image))]
+    for title, labels in maps:
+        labels = cv2.resize(labels.astype(np.int32), size, interpolation=cv2.INTER_NEAREST_EXACT)
+        picture = overlay(image, labels, palette)
+        pictures.append(Picture(title, _data_uri(picture), anchors(labels, len(palette))))
+    return pictures
 
 
-def palette_of(metadata: Metadata) -> Metadata:
-    """Names, as plain text for Detectron2's Visualizer, and colours of a data set.
+def overlay(image: np.ndarray, labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
+    """The image under the colours of its classes, with white outlines.
 
-    Detectron2's colours where a data set has none: its Visualizer would draw lots.
+    Args:
+        image: (H, W, 3) uint8.
+        labels: (H, W); what is no class, such as an ignore_label, shows the image.
+        palette: (K, 3) uint8.
+    """
+    is_class = (labels >= 0) & (labels < len(palette))
+    colors = palette[np.where(is_class, labels, 0)]
+    mixed = (1 - OPACITY) * image + OPACITY * colors
+    picture = np.where(is_class[..., None], mixed.round().astype(np.uint8), image)
+    picture[:, 1:][labels[:, 1:] != labels[:, :-1]] = 255
+    picture[1:][labels[1:] != labels[:-1]] = 255
+    return picture
+
+
+def anchors(labels: np.ndarray, num_classes: int) -> list[tuple[int, float, float]]:
+    """Where the name of each class that is large enough stands: deepest in its region.
+
+    Returns:
+        (class id, x, y), these two in percent of width and height.
+    """
+    places = []
+    for label, share in _shares(labels, num_classes).items():
+        if share >= LEAST_NAMED:
+            region = np.pad(labels == label, 1).astype(np.uint8)
+            depth = cv2.distanceTransform(region, cv2.DIST_L2, 3)[1:-1, 1:-1]
+            y, x = np.unravel_index(depth.argmax(), depth.shape)
+            height, width = depth.shape
+            x_percent = min(max(100 * (x + 0.5) / width, 12), 88)
+            places.append((label, round(float(x_percent), 1), round(100 * (y + 0.5) / height, 1)))
+    return places
+
+
+def legend(example: Example, num_classes: int) -> tuple[list[tuple[int, bool]], int]:
+    """(class id, whether the ground truth has it), the largest first, and how many are left out."""
+    present = _shares(example.truth, num_classes)
+    largest = dict(present)
+    for labels in (example.predicted, example.base):
+        if labels is not None:
+            for label, share in _shares(labels, num_classes).items():
+                largest[label] = max(share, largest.get(label, 0))
+    listed = [
+        (label, label in present)
+        for label in sorted(largest, key=lambda label: (-largest[label], label))
+        if label in present or largest[label] >= LEAST_LISTED
+    ]
+    return listed, len(largest) - len(listed)
+
+
+def palette_of(metadata: Metadata) -> np.ndarray:
+    """(K, 3) uint8: the colours of a data set, or Detectron2's, darker where they run out.
 
     Raises:
         ValueError: `stuff_colors` are not three integers of 0-255 a class.
     """
-    names = metadata.stuff_classes
-    colors = colormap(rgb=True).astype(int).tolist()
-    colors = [colors[i % len(colors)] for i in range(len(names))]
-    given = metadata.get("stuff_colors")
-    if given is not None:
-        if len(given) != len(names):
+    names, given = metadata.stuff_classes, metadata.get("stuff_colors")
+    if given is None:
+        colors = colormap(rgb=True)
+        rounds, index = np.divmod(np.arange(len(names)), len(colors))
+        return (colors[index] * 0.65 ** rounds[:, None]).astype(np.uint8)
+    if len(given) != len(names):
+        raise ValueError(
+            f"{metadata.name}: {len(given)} stuff_colors of {len(names)} classes; give each "
+            "its own, or leave them out"
+        )
+    for name, color in zip(names, given, strict=True):
+        if not _is_color(color):
             raise ValueError(
-                f"{metadata.name}: {len(given)} stuff_colors of {len(names)} classes; give each "
-                "its own, or leave them out"
+                f"{metadata.name}: the stuff_colors of {printable(name)!r} are {color}; give "
+                "three integers from 0 to 255, R, G and B"
             )
-        for name, color in zip(names, given, strict=True):
-            if not _is_color(color):
-                raise ValueError(
-                    f"{metadata.name}: the stuff_colors of {printable(name)!r} are {color}; give "
-                    "three integers from 0 to 255, R, G and B"
-                )
-        colors = [[int(value) for value in color] for color in given]
-    return Metadata(stuff_classes=[_plain_text(name) for name in names], stuff_colors=colors)
+    return np.array([[int(value) for value in color] for color in given], dtype=np.uint8)
 
 
 def _is_color(color: Any) -> bool:
@@ -137,18 +228,32 @@ def _is_color(color: Any) -> bool:
     )
 
 
-def _plain_text(name: str) -> str:
-    """A name in one short line."""
-    name = printable(name)
-    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+def _shares(labels: np.ndarray, num_classes: int) -> dict[int, float]:
+    """Class id -> its share of the pixels."""
+    ids, counts = np.unique(labels, return_counts=True)
+    pairs = zip(ids.tolist(), counts.tolist(), strict=True)
+    return {label: count / labels.size for label, count in pairs if 0 <= label < num_classes}
+
+
+def _compared(values: Sequence[float | None]) -> tuple[Sequence[float | None], float | None]:
+    """The values of the base method, if any, and of this run; the gain."""
+    return values, difference(values[-1], values[0])
+
+
+def _settings(runs: Sequence[Mapping[str, Any]]) -> tuple[list[tuple], list[tuple]]:
+    """(key, a value a run, whether they differ): those seen at once, and those folded away."""
+    each = [settings_of(run) for run in runs]
+    shown: list[tuple] = []
+    folded: list[tuple] = []
+    for key in each[-1]:
+        values = [settings.get(key, "unknown") for settings in each]
+        differ = len(set(values)) > 1
+        seen = differ or key.startswith(SHOWN_SETTINGS) or not key.isupper()
+        (shown if seen else folded).append((key, values, differ))
+    return shown, folded
 
 
 def _data_uri(image: np.ndarray) -> str:
     file = io.BytesIO()
     Image.fromarray(image).save(file, "JPEG", quality=85)
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-def _figure(value: float | None, digits: int = 1) -> str:
-    """A number, or a dash where there is none."""
-    return "–" if value is None else f"{value:.{digits}f}"

@@ -93,6 +93,32 @@ def method_of(results: Mapping[str, Any]) -> str:
     return f"{method} + FreeCP" + (f" without {' and '.join(off)}" if off else "")
 
 
+def settings_of(results: Mapping[str, Any]) -> dict[str, str]:
+    """What a result was made with, as text: the facts, then every key of the config.
+
+    Hashes are cut to twelve characters. OUTPUT_DIR is none of them.
+    """
+    settings = {key: results[key] for key in ("device", "precision") if key in results}
+    for key in ("words", "descriptions", "weights"):
+        if key in results:
+            settings[f"{key} (SHA-256)"] = str(results[key])[:12] if results[key] else "none"
+    if results.get("label_maps_as_published") is not None:
+        settings["label maps as published"] = results["label_maps_as_published"]
+    settings |= _flat(results.get("versions"), "version of ")
+    settings |= _flat(results.get("config"))
+    settings.pop("OUTPUT_DIR", None)
+    return {key: str(value) for key, value in settings.items()}
+
+
+def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """A nested config by keys such as MODEL.CLIP.NAME; what is none has no keys."""
+    keys: dict[str, Any] = {}
+    for key, value in config.items() if isinstance(config, Mapping) else ():
+        name = f"{prefix}{key}"
+        keys |= _flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return keys
+
+
 def without_nan(value: Any) -> Any:
     """The same with None in place of NaN, which JSON does not have."""
     if isinstance(value, Mapping):

@@ -17,6 +17,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from PIL import Image
+from torch import Tensor
 
 from ..data import Vocabulary
 from ..data.benchmarks.layout import BENCHMARKS
@@ -31,10 +32,13 @@ from .metrics import (
     distinct_names,
     mean,
     segmentation_metrics,
+    worst_confusions,
 )
 from .report import Example, palette_of, write_report
 from .results import METRICS, load_results, printable, without_nan, write_results
 
+MOST_CONFUSIONS = 20
+"""So many pairs of classes that are confused are in results.json."""
 log = logging.getLogger(__name__)
 
 
@@ -71,6 +75,9 @@ class FreeCPSemSegEvaluator(DatasetEvaluator):
         coco_predictions: also write sem_seg_predictions.json, COCO's RLE segments with the data
             set's own category ids.
         compare_with: results.json of the base method, drawn beside this one in the report.
+        segment_base: gives the base method's label map (H, W) of an image of the data set, a dict
+            with `file_name`. Asked on rank 0 for the images that the report shows, and for no
+            others.
         pictures: how many of the best and of the worst images the report shows.
 
     Raises:
@@ -91,6 +98,7 @@ class FreeCPSemSegEvaluator(DatasetEvaluator):
         stage_seconds: Callable[[], Mapping[str, float]] = dict,
         coco_predictions: bool = False,
         compare_with: str | os.PathLike | None = None,
+        segment_base: Callable[[dict[str, Any]], Tensor] | None = None,
         pictures: int = 5,
     ):
         if coco_predictions and output_dir is None:
@@ -101,6 +109,7 @@ class FreeCPSemSegEvaluator(DatasetEvaluator):
         self._distributed = distributed
         self._output_dir = None if output_dir is None else Path(output_dir)
         self._stage_seconds = stage_seconds
+        self._segment_base = segment_base
         self._pictures = pictures
         records = DatasetCatalog.get(dataset_name)  # some set their metadata only now
         self._metadata = MetadataCatalog.get(dataset_name)
@@ -296,7 +305,12 @@ class FreeCPSemSegEvaluator(DatasetEvaluator):
     def _example(self, score: float, file: str, png: bytes) -> Example:
         with Image.open(io.BytesIO(png)) as image:
             predicted = np.array(image, dtype=int)
-        return Example(file, 100 * score, predicted, self._load_truth(file, predicted.shape))
+        truth = self._load_truth(file, predicted.shape)
+        if self._segment_base is None:
+            return Example(file, truth, predicted, 100 * score)
+        base = self._segment_base({"file_name": file}).cpu().numpy()
+        confusion = confusion_matrix(base, truth, len(self._names), self._ignore_label)
+        return Example(file, truth, predicted, 100 * score, base, 100 * mean(class_ious(confusion)))
 
     def _write_report(self, folder: Path, ranks: Sequence[tuple]) -> None:
         best = sorted(entry for _, entries, _ in ranks for entry in entries)[: self._pictures]
@@ -366,6 +380,7 @@ class FreeCPSemSegEvaluator(DatasetEvaluator):
                 stage: seconds / max(total.images, 1) for stage, seconds in total.seconds.items()
             },
         }
+        results["confusions"] = worst_confusions(total.confusion, self._names, MOST_CONFUSIONS)
         if total.purified:
             results["purification"] = total.purification_metrics()
             results["ambiguous_losses"] = total.resolved(self._names)
