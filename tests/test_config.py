@@ -27,6 +27,7 @@ from freecp_d2 import (
     load_config,
 )
 from freecp_d2.cli import segment
+from freecp_d2.data import describe, load_descriptions
 from freecp_d2.data.mapper import InferenceMapper
 from freecp_d2.files import PACKAGED, local_path
 
@@ -178,6 +179,17 @@ def test_configs_by_name(tmp_path, monkeypatch):
         named = [clip.NAME, clip.PRETRAINED, freecp.DESCRIPTIONS, freecp.VOCABULARY]
         for path in (path for path in named if "/" in path):
             assert path.startswith(PACKAGED) and local_path(path).is_file(), (name, path)
+
+
+def test_configs_for_photos_describe_the_benchmarks_classes():
+    names = [name for name in list_configs() if name.startswith("clip/")]
+    assert len(names) == 5
+    for name in names:
+        path = get_config(name).MODEL.FREECP.DESCRIPTIONS
+        assert path == get_config("voc21/clearclip").MODEL.FREECP.DESCRIPTIONS
+        descriptions = load_descriptions(path)
+        assert describe(descriptions, "dog") and describe(descriptions, "carpet")
+        assert not describe(descriptions, "my red bicycle")
 
 
 @pytest.mark.parametrize(

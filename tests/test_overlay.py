@@ -92,12 +92,14 @@ def test_outlines_grow_with_the_picture():
 def test_scales():
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)
-    labels = np.arange(600).reshape(20, 30) // 150
+    labels = np.arange(600).reshape(20, 30) // 150 % 2 * 3
     names, colors = [NO_ROOM] * 4, palette(4, False)
     twice = draw_overlay(image, labels, names, colors, -1, 1, scale=2)
     assert twice.shape == (40, 60, 3) and twice.dtype == np.uint8
-    inside = ndimage.minimum_filter(labels, 5) == ndimage.maximum_filter(labels, 5)
-    assert np.array_equal(twice[::2, ::2][inside], colors[labels][inside])
+    larger = labels.repeat(2, axis=0).repeat(2, axis=1)
+    outlined = (twice != colors[larger]).any(axis=2)
+    assert np.array_equal(twice[outlined], (0.35 * colors[larger][outlined]).astype(np.uint8))
+    assert 0 < outlined.sum() < 0.2 * outlined.size
     assert draw_overlay(image, labels, names, colors, -1, scale=0.5).shape == (10, 15, 3)
     assert draw_overlay(image, labels, names, colors, -1, scale=0.001).shape == (1, 1, 3)
 
@@ -210,6 +212,23 @@ def test_letters_are_smaller_where_there_is_less_room():
 def test_noise_has_no_names():
     labels = np.random.default_rng(0).integers(0, 171, (200, 300)).astype(np.uint16)
     assert place_names(labels, ["a"] * 171) == []
+
+
+def test_no_name_hides_others_whole():
+    """Every piece is smaller than its name."""
+    labels = np.arange(625, dtype=np.uint16).reshape(25, 25).repeat(8, axis=0).repeat(8, axis=1)
+    assert place_names(labels, ["name"] * 625) == []
+
+
+def test_no_name_away_from_its_piece():
+    """A thin L among many small pieces, which its name would hide; in its bend there is room."""
+    labels = np.zeros((300, 300), np.uint16)
+    noise = np.random.default_rng(0).integers(2, 9, (300, 300))
+    labels[20:280, 20:80] = noise[20:280, 20:80]
+    labels[220:280, 20:280] = noise[220:280, 20:280]
+    labels[50:250, 48:52] = labels[248:252, 48:250] = 1
+    names = place_names(labels, ["a"] * 9)
+    assert [name.label for name in names] == [0]
 
 
 def test_no_names_without_room():

@@ -223,6 +223,13 @@ def test_wrong_configs_end_with_one_line(refuse, opts, said):
     assert said in refuse(*opts)
 
 
+def test_missing_data_is_said_before_weights_are_loaded(refuse):
+    data, weights = "('voc_2012_val_21_sem_seg',)", "/nowhere.safetensors"
+    said = refuse("DATASETS.TEST", data, "MODEL.CLIP.PRETRAINED", weights)
+    assert "voc_2012_val_21_sem_seg: there is no" in said
+    assert weights in refuse("MODEL.CLIP.PRETRAINED", weights)
+
+
 def test_a_base_of_another_kind_ends_with_one_line(folder, refuse):
     file = folder / "words.json"
     file.write_text('["cat"]')

@@ -2,7 +2,9 @@
 
 import difflib
 import json
+import logging
 import pickle
+import shlex
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,12 +12,16 @@ from typing import Any, Protocol
 
 import open_clip
 import torch
+from huggingface_hub import hf_hub_url
+from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from ..files import local_path
+from .hub import cached_file, why_unreachable
+from .torchscript import is_torchscript, read_state_dict
 
 PRECISIONS: dict[str, torch.dtype] = {
     "fp32": torch.float32,
@@ -24,7 +30,10 @@ PRECISIONS: dict[str, torch.dtype] = {
 }
 WEIGHT_SUFFIXES: tuple[str, ...] = (".safetensors", ".pt", ".pth", ".bin")
 _OPENAI_EXTRAS = ("input_resolution", "context_length", "vocab_size")
+"""Keys of OpenAI's state dicts and of no others; open_clip drops them, too."""
 _FOREIGN_TOWERS = ("custom_text", "multimodal_cfg", "hf_model_name", "timm_model_name")
+_TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "config.json")
+log = logging.getLogger(__name__)
 
 
 class Tokenizer(Protocol):
@@ -46,14 +55,18 @@ def load_clip(
     docs/clip_models.md lists those that it reads.
 
     A tag that was trained with QuickGELU (openai, metaclip, dfn, ...) is run with it, whether or
-    not the model's name says so. A file of weights says nothing about it: there the name
-    (ViT-B-16-quickgelu) or the config's `quick_gelu` decides.
+    not the model's name says so, and so are OpenAI's weights in a file, which their keys give away,
+    unless a config says `quick_gelu: false`. Other files say nothing about it: there the name
+    (ViT-B-16-quickgelu) or the config's `quick_gelu` decides. Which activation a file runs with is
+    logged: a warning where nobody chose it, or where OpenAI's weights run without QuickGELU.
 
     Args:
         name: an open_clip model name, or the path of an open_clip model config (.json).
         pretrained: an open_clip tag of that name, or the path of a state dict (.safetensors, .pt,
             .pth or .bin), bare or under the key `state_dict`, with or without `module.` in front
-            of its keys, in any float type. Integers, as of quantised weights, are refused.
+            of its keys, in any float type. Integers, as of quantised weights, are refused. A .pt
+            may be a TorchScript archive, as OpenAI's are: its tensors are read, none of its code
+            is run.
         precision: fp32, fp16, bf16, or auto: fp16 on CUDA and fp32 elsewhere. As open_clip means
             them: matrix weights are converted, LayerNorms and embeddings stay float32.
         device: where the model goes.
@@ -62,7 +75,7 @@ def load_clip(
 
     Raises:
         FileNotFoundError: a config, a tokenizer or weights that do not exist, or cannot be
-            downloaded.
+            downloaded; without network it comes within :data:`freecp_d2.clip.hub.PATIENCE`.
         ValueError: an unknown name, tag or precision; a config that is no CLIP's, of other towers
             than CLIP's own, or of an image tower that is a ResNet or reads no CLS token; a
             tokenizer that needs a package which is not there; weights that are damaged, hold more
@@ -73,11 +86,14 @@ def load_clip(
     config = _config_of_file(local_path(name)) if name.endswith(".json") else _config_of_name(name)
     _require_clip_vit(name, config)
     tokenizer = _tokenizer(name, config["text_cfg"])
-    path, quick_gelu = _weights(name, pretrained)
-    if quick_gelu:
-        config["quick_gelu"] = True
-    model = _build(name, config, dtype)
+    path, tag = _weights(name, pretrained)
     state = _read_state_dict(path)
+    openai = bool([state.pop(key) for key in _OPENAI_EXTRAS if key in state])
+    if tag:
+        config["quick_gelu"] = config.get("quick_gelu") or tag.get("quick_gelu", False)
+    else:
+        config["quick_gelu"] = _activation_of_file(name, path, config.get("quick_gelu"), openai)
+    model = _build(name, config, dtype)
     _require_fit(name, path, model.state_dict(), state)
     model.load_state_dict(state)
     if dtype != torch.float32:
@@ -177,8 +193,8 @@ def _require_clip_vit(name: str, config: dict[str, Any]) -> None:
         )
 
 
-def _weights(name: str, pretrained: str) -> tuple[Path, bool]:
-    """The file of the weights, and whether they are known to be trained with QuickGELU."""
+def _weights(name: str, pretrained: str) -> tuple[Path, dict[str, Any]]:
+    """The file of the weights, and what open_clip knows about their tag; nothing of a file."""
     if not pretrained:
         raise ValueError(
             "MODEL.CLIP.PRETRAINED is empty; give an open_clip tag or the path of a state dict"
@@ -189,7 +205,7 @@ def _weights(name: str, pretrained: str) -> tuple[Path, bool]:
             raise FileNotFoundError(
                 f"MODEL.CLIP.PRETRAINED: there is no file {path}; check the path"
             )
-        return path, False
+        return path, {}
     tag = open_clip.get_pretrained_cfg(name, pretrained)
     if not tag:
         tags = open_clip.list_pretrained_tags_by_model(name)
@@ -198,14 +214,60 @@ def _weights(name: str, pretrained: str) -> tuple[Path, bool]:
             f"(it has {', '.join(tags) or 'none'}); choose one, or give the path of a state dict "
             f"that ends in {', '.join(WEIGHT_SUFFIXES)}"
         )
-    try:
-        path = Path(open_clip.download_pretrained(tag))
-    except (OSError, RuntimeError) as error:
-        raise FileNotFoundError(
-            f"MODEL.CLIP.PRETRAINED: {pretrained} of {name} cannot be downloaded; go online once, "
-            f"or give the path of a state dict ({_first_line(error)})"
-        ) from error
-    return path, tag.get("quick_gelu", False)
+    return _fetched(name, pretrained, tag), tag
+
+
+def _fetched(name: str, pretrained: str, tag: dict[str, Any]) -> Path:
+    """The weights of a tag on this machine, downloaded where they are not there yet."""
+    repository = tag["hf_hub"].rstrip("/")
+    path = cached_file(repository, (HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME))
+    if path:
+        return path
+    url = hf_hub_url(repository, HF_SAFE_WEIGHTS_NAME)
+    why = why_unreachable(url)
+    if why is None:
+        try:
+            return Path(open_clip.download_pretrained(tag))
+        except (OSError, RuntimeError) as error:
+            why = _first_line(error)
+    target = Path.cwd() / f"{name}-{pretrained}.safetensors"
+    quick = name if name.endswith("-quickgelu") else f"{name}-quickgelu"
+    options = [
+        *("MODEL.CLIP.NAME", quick if tag.get("quick_gelu") else name),
+        *("MODEL.CLIP.PRETRAINED", str(target)),
+    ]
+    raise FileNotFoundError(
+        f"MODEL.CLIP.PRETRAINED: {pretrained} of {name} is not on this machine and cannot be "
+        f"downloaded ({why}); go online once, set HF_ENDPOINT to a mirror, or fetch {url} "
+        f"elsewhere, put it at {target}, and end the command with --opts {shlex.join(options)} "
+        "(train_net.py and freecp evaluate: without --opts)"
+    )
+
+
+def _activation_of_file(name: str, path: Path, quick_gelu: bool | None, openai: bool) -> bool:
+    """Whether a file of weights runs with QuickGELU; what the name or config says may be None."""
+    file = f"MODEL.CLIP.PRETRAINED: {path}"
+    if openai and quick_gelu is False:
+        log.warning(
+            "%s holds OpenAI's weights, which were trained with QuickGELU, but runs with GELU, as "
+            "quick_gelu in MODEL.CLIP.NAME %s says; remove it there",
+            file,
+            name,
+        )
+    elif openai:
+        log.info("%s holds OpenAI's weights: QuickGELU, as they were trained", file)
+    elif quick_gelu is None:
+        quick = f"{name}-quickgelu"
+        log.warning(
+            "%s does not say with which activation it was trained, nor does MODEL.CLIP.NAME %s: it "
+            "runs with GELU; if it was QuickGELU, as for OpenAI, DFN and MetaCLIP, %s",
+            file,
+            name,
+            f"give {quick}" if quick in open_clip.list_models() else "set quick_gelu there",
+        )
+    elif not name.endswith(".json"):
+        log.info("%s runs with QuickGELU, as MODEL.CLIP.NAME %s says", file, name)
+    return openai if quick_gelu is None else quick_gelu
 
 
 def _build(name: str, config: dict[str, Any], dtype: torch.dtype) -> open_clip.CLIP:
@@ -229,8 +291,7 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
             f"MODEL.CLIP.PRETRAINED: {path} is no state dict; save model.state_dict() of an "
             "open_clip CLIP"
         )
-    named = {str(key).removeprefix("module."): value for key, value in state.items()}
-    return {key: value for key, value in named.items() if key not in _OPENAI_EXTRAS}
+    return {str(key).removeprefix("module."): value for key, value in state.items()}
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -245,27 +306,20 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def _read_torch(path: Path) -> Any:
     try:
         zipped = zipfile.is_zipfile(path)
-        torchscript = zipped and _is_torchscript(path)
-        if not torchscript:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        if zipped:
+            with zipfile.ZipFile(path) as archive:
+                if is_torchscript(archive):
+                    return read_state_dict(archive)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"MODEL.CLIP.PRETRAINED: {path} is damaged, or a pickle with more than tensors in it, "
             "which is never run; save its state dict as .safetensors"
         ) from error
-    except Exception as error:  # damaged bytes make torch's reader fail in any way
+    except Exception as error:  # damaged bytes make the readers fail in any way
         raise ValueError(
             f"MODEL.CLIP.PRETRAINED: {path} is damaged; fetch it again ({_first_line(error)})"
         ) from error
-    raise ValueError(
-        f"MODEL.CLIP.PRETRAINED: {path} is a TorchScript archive, which holds code; give its "
-        "open_clip tag, or save torch.jit.load(...).state_dict() as .safetensors"
-    )
-
-
-def _is_torchscript(path: Path) -> bool:
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def _require_fit(
@@ -314,6 +368,11 @@ def _tokenizer(name: str, text: dict[str, Any]) -> Tokenizer:
     if not source:
         return SimpleTokenizer(context_length=length, **options)
     try:
+        import transformers  # noqa: F401  # before the network is asked
+
+        if not Path(source).exists() and not cached_file(source, _TOKENIZER_FILES):
+            if why := why_unreachable(hf_hub_url(source, "config.json")):
+                raise OSError(why)
         return HFTokenizer(
             source, context_length=length, tokenizer_mode=text.get("tokenizer_mode"), **options
         )

@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from open_clip.transformer import LayerNormFp32, QuickGELU
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from freecp_d2.clip import loading
 from freecp_d2.clip.loading import load_clip
 
 CONFIG: dict = {
@@ -26,6 +29,11 @@ CONFIG: dict = {
     },
     "text_cfg": {"context_length": 40, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
 }
+
+EXTRAS = {"input_resolution": 32, "context_length": 40, "vocab_size": 49408}
+"""What OpenAI's state dicts have beside the weights."""
+IMAGE = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+TOKENS = torch.arange(40)[None]
 
 
 class Touch:
@@ -66,7 +74,11 @@ def weights(tmp_path: Path, state: dict[str, Tensor]) -> str:
 def tagged(monkeypatch: pytest.MonkeyPatch, weights: str) -> None:
     """open_clip's names have the tiny config, and its tags the tiny weights."""
     monkeypatch.setattr(open_clip, "get_model_config", lambda name: json.loads(json.dumps(CONFIG)))
-    monkeypatch.setattr(open_clip, "download_pretrained", lambda tag: weights)
+    monkeypatch.setattr(loading, "_fetched", lambda *_: Path(weights))
+
+
+def activations(model: nn.Module) -> set[type]:
+    return {type(m) for m in model.modules() if isinstance(m, QuickGELU | nn.GELU)}
 
 
 def refusal(kind: type[Exception], call: Callable[[], object]) -> str:
@@ -159,8 +171,7 @@ def test_precisions_are_those_of_open_clip(precision, dtype, stored, tmp_path, s
 )
 def test_tags_run_with_the_activation_they_were_trained_with(tagged, name, tag, quick, state):
     model, _ = load_clip(name, tag)
-    activations = {type(m) for m in model.modules() if isinstance(m, QuickGELU | nn.GELU)}
-    assert activations == {QuickGELU if quick else nn.GELU}
+    assert activations(model) == {QuickGELU if quick else nn.GELU}
     expected = seeded(quick_gelu=quick).eval().requires_grad_(False)
     expected.load_state_dict(state)
     image, tokens = torch.rand(1, 3, 32, 32), torch.arange(40)[None]
@@ -168,9 +179,136 @@ def test_tags_run_with_the_activation_they_were_trained_with(tagged, name, tag, 
     assert model.encode_text(tokens).equal(expected.encode_text(tokens))
 
 
-def test_a_file_of_weights_leaves_the_activation_to_the_name(tagged, weights):
-    model, _ = load_clip("ViT-B-16", weights)
-    assert not any(isinstance(module, QuickGELU) for module in model.modules())
+@pytest.fixture(scope="module")
+def openai(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A TorchScript archive in the layout of OpenAI's: traced, its matrices in half precision."""
+    clip = seeded(quick_gelu=True).eval()
+    mask = clip.attn_mask
+    del clip.attn_mask, clip.context_length, clip.vocab_size  # a plain attribute there
+    clip.attn_mask = mask
+    for key, value in EXTRAS.items():
+        clip.register_buffer(key, torch.tensor(value))
+    inputs = {"encode_image": IMAGE, "encode_text": TOKENS}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated
+        traced = torch.jit.trace_module(clip, inputs, check_trace=False)
+    for parameter in traced.parameters():
+        if parameter.ndim > 1:
+            parameter.data = parameter.data.half()
+    path = tmp_path_factory.mktemp("openai") / "ViT-B-16.pt"
+    traced.save(str(path))
+    return path
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
+    """What was logged of the activation."""
+    return [(r.levelname, r.getMessage()) for r in caplog.records if "GELU" in r.getMessage()]
+
+
+@pytest.mark.parametrize("name", ["ViT-B-16", "ViT-B-16-quickgelu"])
+def test_openais_archive_runs_with_quick_gelu_which_is_said(
+    name, tagged, openai, monkeypatch, caplog
+):
+    config = CONFIG | ({"quick_gelu": True} if name.endswith("quickgelu") else {})
+    monkeypatch.setattr(open_clip, "get_model_config", lambda _: dict(config))
+    caplog.set_level("INFO")
+    model, _ = load_clip(name, str(openai))
+    assert activations(model) == {QuickGELU}
+    expected = torch.jit.load(str(openai)).state_dict()
+    assert set(expected) == {*model.state_dict(), *EXTRAS}
+    for key, value in model.state_dict().items():
+        assert value.dtype == torch.float32 and value.equal(expected[key].float())
+    ((level, line),) = said(caplog)
+    assert level == "INFO" and f"{openai} holds OpenAI's weights: QuickGELU" in line
+
+
+def test_openais_archive_sees_what_torch_sees(tagged, openai):
+    model, _ = load_clip("ViT-B-16", str(openai))
+    traced = torch.jit.load(str(openai)).float()
+    torch.testing.assert_close(model.encode_image(IMAGE), traced.encode_image(IMAGE))
+    torch.testing.assert_close(model.encode_text(TOKENS), traced.encode_text(TOKENS))
+
+
+@pytest.mark.parametrize("keys", [tuple(EXTRAS), *([key] for key in EXTRAS)])
+@pytest.mark.parametrize(
+    ("file", "save"),
+    [
+        ("w.safetensors", save_file),
+        ("w.pt", torch.save),
+        (
+            "w.pth",
+            lambda state, path: torch.save(
+                {"state_dict": {f"module.{k}": v for k, v in state.items()}}, path
+            ),
+        ),
+    ],
+)
+def test_openais_weights_are_known_by_their_keys_in_any_format(
+    file, save, keys, tagged, tmp_path, state, caplog
+):
+    caplog.set_level("INFO")
+    save({**state, **{key: torch.tensor(EXTRAS[key]) for key in keys}}, tmp_path / file)
+    model, _ = load_clip("ViT-B-16", str(tmp_path / file))
+    assert activations(model) == {QuickGELU}
+    ((level, line),) = said(caplog)
+    assert level == "INFO" and "holds OpenAI's weights" in line
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_a_config_decides_over_openais_weights_which_is_said(quick, tmp_path, openai, caplog):
+    caplog.set_level("INFO")
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps({**CONFIG, "quick_gelu": quick}))
+    model, _ = load_clip(str(path), str(openai))
+    assert activations(model) == {QuickGELU if quick else nn.GELU}
+    ((level, line),) = said(caplog)
+    assert level == ("INFO" if quick else "WARNING")
+    assert f"{openai} holds OpenAI's weights" in line
+    assert quick or f"runs with GELU, as quick_gelu in MODEL.CLIP.NAME {path} says" in line
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("ViT-B-16", "give ViT-B-16-quickgelu"),
+        ("ViT-S-16", "set quick_gelu there"),
+        ("{config}", "set quick_gelu there"),
+    ],
+)
+def test_an_activation_that_nobody_chose_is_a_warning(
+    name, advice, tagged, weights, config, caplog
+):
+    name = name.format(config=config)
+    model, _ = load_clip(name, weights)
+    assert activations(model) == {nn.GELU}
+    ((level, line),) = said(caplog)
+    assert level == "WARNING" and weights in line and f"MODEL.CLIP.NAME {name}:" in line
+    assert line.endswith(advice)
+
+
+def test_an_activation_by_name_is_said(tagged, weights, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.setattr(open_clip, "get_model_config", lambda _: {**CONFIG, "quick_gelu": True})
+    model, _ = load_clip("ViT-B-16-quickgelu", weights)
+    assert activations(model) == {QuickGELU}
+    line = f"{weights} runs with QuickGELU, as MODEL.CLIP.NAME ViT-B-16-quickgelu says"
+    assert said(caplog) == [("INFO", f"MODEL.CLIP.PRETRAINED: {line}")]
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_of_a_config_that_says_its_activation_nothing_is_said(quick, tmp_path, weights, caplog):
+    caplog.set_level("INFO")
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps({**CONFIG, "quick_gelu": quick}))
+    model, _ = load_clip(str(path), weights)
+    assert activations(model) == {QuickGELU if quick else nn.GELU}
+    assert said(caplog) == []
+
+
+def test_of_a_tag_nothing_is_said(tagged, caplog):
+    caplog.set_level("INFO")
+    load_clip("ViT-B-16", "openai")
+    assert said(caplog) == []
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
@@ -201,12 +339,53 @@ def test_no_weights_no_model(config, tmp_path, monkeypatch):
     missing = str(tmp_path / "missing.pt")
     assert missing in refusal(FileNotFoundError, lambda: load_clip(config, missing))
 
-    def offline(tag):
+
+def test_without_network_one_sentence_has_all_that_is_needed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(open_clip, "download_pretrained", None)
+    monkeypatch.setattr(loading, "why_unreachable", lambda url: f"nothing at {url}")
+    url = "https://huggingface.co/{}/resolve/main/open_clip_model.safetensors"
+    for name, tag, repository, option in (
+        ("ViT-B-16", "openai", "timm/vit_base_patch16_clip_224.openai", "ViT-B-16-quickgelu"),
+        ("ViT-L-14-quickgelu", "dfn2b", "apple/DFN2B-CLIP-ViT-L-14", "ViT-L-14-quickgelu"),
+        ("ViT-B-16", "laion2b_s34b_b88k", "laion/CLIP-ViT-B-16-laion2B-s34B-b88K", "ViT-B-16"),
+    ):
+        line = refusal(FileNotFoundError, lambda name=name, tag=tag: load_clip(name, tag))
+        target = tmp_path / f"{name}-{tag}.safetensors"
+        assert f"{tag} of {name} is not on this machine" in line
+        assert f"(nothing at {url.format(repository)})" in line and "HF_ENDPOINT" in line
+        assert f"fetch {url.format(repository)} elsewhere, put it at {target}," in line
+        assert f"--opts MODEL.CLIP.NAME {option} MODEL.CLIP.PRETRAINED {target} (" in line
+        assert option in open_clip.list_models()
+
+
+def test_a_download_that_breaks_off_is_said_too(monkeypatch):
+    def broken(tag):
         raise FileNotFoundError("Failed to download.\nNo network.")
 
-    monkeypatch.setattr(open_clip, "download_pretrained", offline)
+    monkeypatch.setattr(loading, "why_unreachable", lambda url: None)
+    monkeypatch.setattr(open_clip, "download_pretrained", broken)
     line = refusal(FileNotFoundError, lambda: load_clip("ViT-B-16", "openai"))
-    assert "openai of ViT-B-16 cannot be downloaded" in line
+    assert "cannot be downloaded (Failed to download.); go online once" in line
+
+
+def test_weights_that_are_there_need_no_network(tmp_path, weights, monkeypatch):
+    monkeypatch.setattr(open_clip, "get_model_config", lambda name: json.loads(json.dumps(CONFIG)))
+    monkeypatch.setattr(open_clip, "download_pretrained", None)
+    monkeypatch.setattr(loading, "why_unreachable", None)
+    asked = []
+    monkeypatch.setattr(loading, "cached_file", lambda *args: asked.append(args) or Path(weights))
+    model, _ = load_clip("ViT-B-16", "openai")
+    assert model.state_dict()["visual.proj"].equal(seeded().state_dict()["visual.proj"])
+    files = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+    assert asked == [("timm/vit_base_patch16_clip_224.openai", files)]
+
+
+def test_every_tag_of_a_model_that_is_read_is_a_repository_of_the_hub():
+    """`_fetched` builds upon that; open_clip has other addresses for towers that are refused."""
+    for name, tag in open_clip.list_pretrained():
+        repository = open_clip.get_pretrained_cfg(name, tag)["hf_hub"]
+        assert repository.endswith("/") or name.startswith("ViTamin"), (name, tag)
 
 
 @pytest.mark.parametrize(
@@ -259,12 +438,25 @@ def test_code_in_a_pickle_is_refused_and_not_run(save, tmp_path, state, config):
     assert "MODEL.CLIP.PRETRAINED" in line and str(path) in line and ".safetensors" in line
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning")  # torch.jit is deprecated
-def test_torchscript_is_refused(tmp_path, config):
-    path = tmp_path / "jit.pt"
-    torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)).save(path)
+@pytest.mark.parametrize("damage", ["cut pickle", "code", "flipped bit", "cut file"])
+def test_damaged_torchscript_is_named_and_not_run(damage, tmp_path, openai, config):
+    path, touched = tmp_path / "jit.pt", tmp_path / "touched"
+    changes = {
+        "cut pickle": lambda content: content[:-200],
+        "code": lambda content: pickle.dumps(Touch(touched), protocol=2),
+    }
+    with zipfile.ZipFile(openai) as source, zipfile.ZipFile(path, "w") as target:
+        for name in source.namelist():
+            change = changes.get(damage) if name.endswith("/data.pkl") else None
+            content = source.read(name)
+            target.writestr(name, change(content) if change else content)
+    whole = bytearray(path.read_bytes())
+    if damage == "flipped bit":
+        whole[1000] ^= 1  # in the first tensor
+    path.write_bytes(whole[: len(whole) // 2] if damage == "cut file" else whole)
     line = refusal(ValueError, lambda: load_clip(config, str(path)))
-    assert str(path) in line and "TorchScript archive, which holds code" in line
+    assert "MODEL.CLIP.PRETRAINED" in line and f"{path} is damaged" in line
+    assert not touched.exists()
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])

@@ -56,7 +56,7 @@ def image(config: dict) -> torch.Tensor:
 
 @pytest.fixture
 def no_download(monkeypatch):
-    monkeypatch.setattr(open_clip, "download_pretrained", None)
+    monkeypatch.setattr(loading, "_fetched", None)
 
 
 @pytest.fixture
@@ -172,7 +172,7 @@ def test_a_tag_runs_with_the_activation_it_was_trained_with(name, tag, tmp_path,
     _, weights = write(shrunk(name), tmp_path)
     config = shrunk(name)
     monkeypatch.setattr(open_clip, "get_model_config", lambda _: config)
-    monkeypatch.setattr(open_clip, "download_pretrained", lambda _: weights)
+    monkeypatch.setattr(loading, "_fetched", lambda *_: Path(weights))
     monkeypatch.setattr(loading, "_tokenizer", lambda *_: None)
     model, _ = load_clip(name, tag)
     quick = open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False)
@@ -227,5 +227,12 @@ def test_a_tokenizer_that_cannot_be_had_is_named(tmp_path, monkeypatch):
         load_clip(*files)
     assert f"tokenizer {tmp_path / 'nowhere'} cannot be downloaded" in str(caught.value)
     assert "\n" not in str(caught.value)
+    config["text_cfg"]["hf_tokenizer_name"] = "facebook/nowhere"
+    monkeypatch.setattr(loading, "why_unreachable", lambda url: f"nothing at {url}")
+    with pytest.raises(FileNotFoundError) as caught:
+        load_clip(*write(config, tmp_path))
+    assert "tokenizer facebook/nowhere cannot be downloaded" in str(caught.value)
+    url = "https://huggingface.co/facebook/nowhere/resolve/main/config.json"
+    assert f"(nothing at {url})" in str(caught.value)
     monkeypatch.setitem(sys.modules, "transformers", None)
     assert "pip install 'freecp_d2[transformers]'" in refusal(*files)

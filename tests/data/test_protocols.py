@@ -111,7 +111,7 @@ def test_words_and_last_block_of_ones_own_stay():
 def test_another_data_set_has_the_defaults():
     cfg = config("sclip", "scenes", *ON)
     assert (cfg.MODEL.FREECP.WINDOW, cfg.MODEL.FREECP.STRIDE) == (224, 112)
-    assert cfg.INPUT.MIN_SIZE_TEST == 0 and cfg.MODEL.FREECP.VOCABULARY == ""
+    assert cfg.INPUT.MIN_SIZE_TEST == 224 and cfg.MODEL.FREECP.VOCABULARY == ""
     assert base_protocol(cfg) == PAPER["sclip"][None]
 
 

@@ -8,6 +8,8 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
+from freecp_d2 import get_config, list_configs
+from freecp_d2.data.mapper import InferenceMapper
 from freecp_d2.data.scenes import (
     CLASSES,
     COLORS,
@@ -18,6 +20,7 @@ from freecp_d2.data.scenes import (
     catalog,
     draw_scene,
 )
+from freecp_d2.sliding_window import windows_of
 
 SEEDS = (0, 7, 123, 1_000_003)
 
@@ -97,6 +100,32 @@ def test_files_hold_what_was_drawn(tmp_path):
         with Image.open(d["file_name"]) as image, Image.open(d["sem_seg_file_name"]) as labels:
             assert (np.asarray(image) == scene.image).all()
             assert (np.asarray(labels) == scene.labels).all()
+
+
+@pytest.fixture
+def scene_configs():
+    return [get_config(name) for name in list_configs() if name.startswith("scenes/")]
+
+
+def test_configs_show_the_model_every_scene_to_the_bit(val_scenes, scene_configs, tmp_path):
+    path = tmp_path / "scene.png"
+    assert all(cfg.INPUT == scene_configs[0].INPUT for cfg in scene_configs)
+    mapper = InferenceMapper(scene_configs[0])
+    for scene in val_scenes:
+        Image.fromarray(scene.image).save(path)
+        image = mapper({"file_name": str(path), "height": HEIGHT, "width": WIDTH})["image"]
+        assert (image.permute(1, 2, 0).numpy() == scene.image).all()
+
+
+@pytest.mark.parametrize("size", [(4000, 3000), (3000, 4000), (9000, 1400), (640, 480)])
+def test_configs_bring_photos_down_to_few_windows(size, scene_configs, tmp_path):
+    path = tmp_path / "photo.png"
+    Image.new("RGB", size).save(path)
+    for cfg in scene_configs:
+        image = InferenceMapper(cfg)({"file_name": str(path)})["image"]
+        assert min(image.shape[1:]) == HEIGHT and max(image.shape[1:]) <= HEIGHT * 6.5
+        windows = windows_of(0, image.shape[1:], cfg.MODEL.FREECP.WINDOW, cfg.MODEL.FREECP.STRIDE)
+        assert len(windows) <= 24
 
 
 def test_a_second_call_draws_nothing(tmp_path, monkeypatch):
