@@ -156,8 +156,8 @@ def with_background(vocabulary: Vocabulary, background: Background) -> Vocabular
     if len(vocabulary.classes) == 1 and not vocabulary.background:
         name = vocabulary.classes[0][0]
         log.warning(
-            "one class and no background: every pixel that has a score becomes %r; "
-            "add other classes, or background=True (--background)",
+            "one class and no background: there is nothing to tell %r from; add other classes, "
+            "or background=True (--background)",
             name,
         )
     return vocabulary

@@ -131,7 +131,10 @@ class Segmentation:
         if self.nothing != NOTHING:
             return Image.fromarray(self.label_map.astype(np.uint16))
         picture = Image.fromarray(self.label_map.astype(np.uint8), mode="P")
-        picture.putpalette(self.colors.tobytes())
+        # With fewer colours than 256 Pillow writes fewer bits, which cannot hold `nothing`.
+        colors = np.zeros((256, 3), np.uint8)
+        colors[: len(self.colors)] = self.colors
+        picture.putpalette(colors.tobytes())
         return picture
 
     def to_coco(

@@ -90,8 +90,9 @@ class WordsCache:
 
     def forget(self, vocabularies: Iterable[Vocabulary]) -> None:
         """Keep these no longer."""
+        forgotten = list(vocabularies)  # a generator may ask for words
         with self._lock:
-            for vocabulary in vocabularies:
+            for vocabulary in forgotten:
                 self._kept.pop(vocabulary, None)
 
 

@@ -57,7 +57,8 @@ def test_it_gives_what_the_model_gives(predictor, image, enabled, background):
     own = predictor if enabled else predictor.base
     result = own(image, [["sky"], ["lawn", "meadow"], "road", "mushroom"], list(background))
     sem_seg = whole["sem_seg"]
-    assert torch.equal(torch.from_numpy(result.label_map), sem_seg.argmax(0))
+    labels = sem_seg.argmax(0).masked_fill(sem_seg.amax(0) == 0, result.nothing)
+    assert torch.equal(torch.from_numpy(result.label_map), labels)
     np.testing.assert_allclose(result.scores, sem_seg.amax((1, 2)), atol=1e-6)
     assert result.class_names == ("background",) * bool(background) + (
         "sky",
@@ -358,7 +359,7 @@ def test_threads_take_turns(predictor, image):
 
 def test_named_configs_work_from_any_folder(tmp_path, monkeypatch, image):
     monkeypatch.chdir(tmp_path)
-    assert FreeCPPredictor("scenes/clearclip", OPTS)(image, ["sky"]).shares.tolist() == [1.0]
+    assert FreeCPPredictor("scenes/clearclip", OPTS)(image, ["sky", "sea"]).shares.sum() > 0.9
 
 
 @pytest.mark.parametrize(
@@ -430,3 +431,123 @@ def test_other_misuse_is_named(predictor, image, tmp_path):
         FreeCPPredictor("nowhere.yaml")
     with pytest.raises(ValueError, match="MODEL.NOTHING"):
         FreeCPPredictor("scenes/clearclip", ["MODEL.NOTHING", "1"])
+
+
+def test_a_dict_is_a_vocabulary(predictor, image):
+    words = predictor.prepare({"sky": [], "lawn": ["meadow", "lawn"], "road": "street"})
+    assert words.classes == (("sky",), ("lawn", "meadow"), ("road", "street"))
+    by_dict = predictor(image, {"sky": [], "lawn": ["meadow"]})
+    assert np.array_equal(
+        by_dict.label_map, predictor(image, ["sky", ["lawn", "meadow"]]).label_map
+    )
+
+
+@pytest.mark.parametrize("url", ["https://x.org/a.jpg", "HTTP://x.org/a.jpg", "ftp://x/a.png"])
+def test_urls_are_refused(predictor, url):
+    with pytest.raises(ValueError, match="a URL; download the image"):
+        predictor(url, WORDS)
+
+
+def test_a_call_takes_thresholds_and_descriptions(predictor, image, tmp_path):
+    encoded = predictor.encode(image)
+    called = predictor(image, WORDS, redundancy_threshold=0.3, ambiguity_threshold=0.5)
+    segmented = predictor.segment(encoded, WORDS, redundancy_threshold=0.3, ambiguity_threshold=0.5)
+    assert called.removed == segmented.removed != predictor(image, WORDS).removed
+    with pytest.raises(ValueError, match="has no thresholds"):
+        predictor.base(image, WORDS, redundancy_threshold=0.3)
+    # Look-alikes whose descriptions change places win and lose the other way round.
+    pair = ["lawn", "meadow"]
+    own = {name: [f"a photo of a {name}"] for name in pair}
+    file = tmp_path / "descriptions.json"
+    file.write_text('{"lawn": ["a photo of a meadow"], "meadow": ["a photo of a lawn"]}')
+    options = {"redundancy_threshold": -1.0, "ambiguity_threshold": 0.0}
+    straight = predictor(image, pair, descriptions=own, **options)
+    crossed = predictor(image, pair, descriptions=file, **options)
+    assert len(straight.removed) == len(crossed.removed) == 1
+    assert straight.removed[0].name == crossed.removed[0].beaten_by
+    with pytest.raises(TypeError, match="treshold"):
+        predictor(image, WORDS, redundancy_treshold=0.3)
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_map_of_all_scores_on_request(predictor, image, background):
+    for segment in (predictor, predictor.base):
+        whole = segment(image, WORDS, background, scores_map=True)
+        plain = segment(image, WORDS, background)
+        assert plain.scores_map is None and whole.scores_map.shape[1:] == image.shape[:2]
+        assert np.array_equal(whole.label_map, plain.label_map)
+        np.testing.assert_allclose(whole.scores, plain.scores, atol=1e-6)
+        np.testing.assert_allclose(whole.confidence, plain.confidence, atol=1e-6)
+        labelled = whole.label_map != whole.nothing
+        index = np.where(labelled, whole.label_map, 0)[None]
+        at_label = np.take_along_axis(whole.scores_map, index, axis=0)[0]
+        assert np.array_equal(at_label[labelled], whole.confidence[labelled])
+
+
+def test_nothing_stays_nothing_is_labelled(predictor, image):
+    nothing = predictor(image, WORDS, redundancy_threshold=1.0)
+    assert (nothing.label_map == nothing.nothing).all() and not nothing.shares.any()
+    assert len(nothing.removed) == len(WORDS) and nothing.masks == {}
+    scored = predictor(image, WORDS, background=True, redundancy_threshold=1.0)
+    assert not scored.label_map.any() and scored.shares[0] == 1
+
+
+def test_one_class_without_background_says_how_to_add_one(predictor, image, caplog):
+    predictor.prepare(["sky"])
+    assert "one class and no background" in caplog.text and "background=True" in caplog.text
+    caplog.clear()
+    predictor.prepare(["sky"], background=True)
+    predictor.prepare(["sky", "sea"])
+    assert not caplog.text
+
+
+def test_a_list_goes_through_clip_in_batches(predictor, image, monkeypatch):
+    """Each image as it is alone, of whatever size, and more of them than are in memory at once."""
+    images = [image, image[:100], image[:, :150], *[image[:64, i : i + 64] for i in range(8)]]
+    encoder = predictor._segmenter.model.encoder
+    sizes, forward = [], encoder.forward
+    monkeypatch.setattr(encoder, "forward", lambda x: sizes.append(len(x)) or forward(x))
+    alone = [predictor(one, WORDS) for one in images]
+    one_by_one = len(sizes)
+    together = predictor(images, WORDS)
+    assert len(sizes) - one_by_one < one_by_one
+    for one, other in zip(alone, together, strict=True):
+        assert one.label_map.shape == other.label_map.shape
+        assert (one.label_map == other.label_map).mean() > 0.999
+        assert one.removed == pytest.approx(other.removed) or len(one.removed) == len(other.removed)
+
+
+def test_a_broken_image_is_an_item_that_says_so(predictor, image, tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    given = [image, broken, tmp_path / "nowhere.png", image[:64], None]
+    for images in (given, iter(given)):
+        items = list(predictor(images, WORDS, on_error="skip"))
+        assert [isinstance(item, Segmentation) for item in items] == [
+            True,
+            False,
+            False,
+            True,
+            False,
+        ]
+        assert items[1].image == broken and "broken.png: not an image" in items[1].error
+        assert "no such file" in items[2].error and "is no image" in items[4].error
+        assert np.array_equal(items[0].label_map, predictor(image, WORDS).label_map)
+    with pytest.raises(ValueError, match="not an image"):
+        predictor(given, WORDS)
+    lazy = predictor(iter(given), WORDS)
+    assert isinstance(next(lazy), Segmentation)
+    with pytest.raises(ValueError, match="not an image"):
+        next(lazy)
+
+
+def test_device_weights_and_a_model_are_arguments(predictor, image):
+    weights = predictor.cfg.MODEL.CLIP.PRETRAINED
+    other = FreeCPPredictor("scenes/clearclip", OPTS[2:], device="cpu", weights=weights)
+    assert other.cfg.MODEL.DEVICE == "cpu" and other.cfg.MODEL.CLIP.PRETRAINED == weights
+    with pytest.raises(FileNotFoundError, match="nowhere.safetensors"):
+        FreeCPPredictor("scenes/clearclip", OPTS, weights="nowhere.safetensors")
+    model = predictor._segmenter.model
+    shared = FreeCPPredictor(predictor.cfg, model=model)
+    assert shared._segmenter.model is model
+    assert np.array_equal(shared(image, WORDS).label_map, predictor(image, WORDS).label_map)

@@ -1,6 +1,7 @@
-"""Take the picture of the web page that the README shows.
+"""Take the picture of the web page that the README shows, or pictures of it in six sizes.
 
     python projects/Demo/screenshot.py --output docs/pictures/web.png
+    python projects/Demo/screenshot.py --looks output/looks
 
 Needs Playwright (`pip install playwright`) and a chromium.
 """
@@ -15,10 +16,13 @@ import sys
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
+from typing import Literal
 
 from PIL import Image
 
+WIDTHS = 390, 768, 1440
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM_FLAGS = [
     "--no-sandbox",
@@ -65,32 +69,41 @@ def serve(**environment: str) -> Iterator[str]:
         page.wait()
 
 
-def take(url: str, example: int) -> Image.Image:
-    """The page after a click on an example."""
+def take(url: str, width: int, scheme: Literal["light", "dark"]) -> Image.Image:
+    """The whole page as it is when it has been loaded."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=find_chromium(), args=CHROMIUM_FLAGS)
-        page = browser.new_page(viewport={"width": 1280, "height": 1230}, color_scheme="light")
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
         page.goto(url)
-        page.locator("#examples button").nth(example).click()
-        page.locator("#chart .chart").wait_for(timeout=120_000)
-        page.wait_for_timeout(2_000)  # the pictures under the slider fade in
-        picture = Image.open(io.BytesIO(page.screenshot()))
+        page.wait_for_function("window.freecp?.ready")
+        page.wait_for_timeout(1_000)  # until everything has faded in
+        picture = Image.open(io.BytesIO(page.screenshot(full_page=True)))
         browser.close()
     return picture
 
 
 def main() -> None:
-    """Serve, take the picture, write it in 256 colours."""
+    """Serve, take the pictures, write that of the README in 256 colours."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=ROOT / "docs/pictures/web.png")
-    parser.add_argument("--example", type=int, default=0, help="which (default: %(default)s)")
+    parser.add_argument(
+        "--looks",
+        type=Path,
+        metavar="FOLDER",
+        help="for telephones, tablets and desks, light and dark, in place of --output",
+    )
     args = parser.parse_args()
     if find_chromium() is None:
         sys.exit("screenshot.py: no chromium found; install one (apt install chromium)")
     with serve() as url:
-        picture = take(url, args.example)
+        for width, scheme in product(WIDTHS if args.looks else (), ("light", "dark")):
+            args.looks.mkdir(parents=True, exist_ok=True)
+            take(url, width, scheme).save(args.looks / f"{width}_{scheme}.png")
+        if args.looks:
+            return
+        picture = take(url, 1280, "light")
     # Of Pillow's methods the one that keeps the few pixels of the legend's colours.
     few = picture.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     few.save(args.output, optimize=True)

@@ -56,7 +56,18 @@ def uploaded_file(upload: object, folder: str) -> str:
 
 
 def load_picture(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8 RGB within MAX_SIDE and MAX_AREA. Its size is checked before it is decoded.
+    """(H, W, 3) uint8 RGB within MAX_SIDE and MAX_AREA; errors are those of :func:`read_upload`."""
+    image = read_upload(path)
+    height, width = image.shape[:2]
+    scale = min(MAX_SIDE / max(height, width), (MAX_AREA / (height * width)) ** 0.5)
+    if scale < 1:
+        shrunk = [max(int(n * scale), 1) for n in (width, height)]
+        image = cv2.resize(image, shrunk, interpolation=cv2.INTER_AREA)
+    return image
+
+
+def read_upload(path: Path) -> np.ndarray:
+    """(H, W, 3) uint8 RGB, as large as it came. Its size is checked before it is decoded.
 
     Raises:
         ValueError: no such file, no image, of too many bytes or pixels.
@@ -75,7 +86,7 @@ def load_picture(path: Path) -> np.ndarray:
             width, height = file.size
         if width * height > MAX_PIXELS:
             raise Image.DecompressionBombError
-        image = read_image(path)
+        return read_image(path)
     except FileNotFoundError:
         raise ValueError("The picture was deleted in the meantime; drop it again.") from None
     except Image.UnidentifiedImageError:
@@ -89,12 +100,6 @@ def load_picture(path: Path) -> np.ndarray:
         ) from None
     except ValueError as error:
         raise ValueError(str(error).replace(str(path), path.name)) from None
-    height, width = image.shape[:2]
-    scale = min(MAX_SIDE / max(height, width), (MAX_AREA / (height * width)) ** 0.5)
-    if scale < 1:
-        shrunk = [max(int(n * scale), 1) for n in (width, height)]
-        image = cv2.resize(image, shrunk, interpolation=cv2.INTER_AREA)
-    return image
 
 
 def parse_classes(text: object) -> list[str]:

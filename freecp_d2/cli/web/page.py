@@ -1,8 +1,10 @@
 """The page in Gradio: its parts, its queue, and how it is served."""
 
 import asyncio
+import base64
 import html
 import logging
+import os
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -10,22 +12,26 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import skimage.data
 from gradio.utils import get_upload_folder
 from PIL import Image
 
 from ...data.scenes import CLASSES, draw_scene
+from .download import at_size_of, zipped
 from .guard import STRANGE, guard
 from .inputs import (
     MAX_AREA,
     MAX_BYTES,
     MAX_CLASSES,
+    MAX_NAME,
     MAX_PIXELS,
     MAX_SIDE,
     parse_classes,
+    read_upload,
     uploaded_file,
 )
 from .sessions import SESSIONS_LIVE, Answer, SessionStore
-from .views import chart, legend, picture_of, summary
+from .views import chart, comparison, legend, staying, summary
 
 MAX_WAITING = 32
 """How many requests may wait for the model; more are told to try again."""
@@ -33,37 +39,44 @@ UPLOADS_LIVE = 600
 """Seconds until an upload is deleted."""
 EXAMPLE_SEEDS = (10, 42, 36, 87, 12)
 """Chosen to show something: look-alikes settled rightly in the first two, wrongly in the last."""
+EXAMPLE_PHOTOS = {
+    "chelsea": "cat, dog, fox, blanket, wall, grass",
+    "coffee": "cup, coffee, saucer, spoon, table, plate, book",
+    "rocket": "rocket, tower, smoke, sky, sea, tree, car",
+    "astronaut": "person, flag, space shuttle, helmet, curtain, dog",
+}
+"""Of scikit-image, with words for them; for any CLIP but SceneCLIP."""
+
+HERE = Path(__file__).parent
+THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]).set(
+    # Text and what is behind it differ by at least 4.5 to 1.
+    body_text_color_subdued="*neutral_600",
+    body_text_color_subdued_dark="*neutral_300",
+    block_info_text_color="*neutral_600",
+    block_info_text_color_dark="*neutral_300",
+    input_placeholder_color="*neutral_500",
+    input_placeholder_color_dark="*neutral_400",
+    button_primary_background_fill="*primary_700",
+    button_primary_background_fill_dark="*primary_700",
+    button_primary_background_fill_hover="*primary_800",
+    button_primary_background_fill_hover_dark="*primary_800",
+)
 
 log = logging.getLogger(__name__)
 
-CSS = """
-.swatch { display: inline-block; width: .9em; height: .9em; margin: 0 .35em; border-radius: 2px;
-          border: 1px solid rgba(128, 128, 128, .6); vertical-align: -.1em }
-.legend, .chart { max-height: 40rem; overflow: auto }
-.legend table { width: 100%; border-collapse: collapse }
-.legend th { text-align: left; font-weight: normal; overflow-wrap: anywhere; width: 100% }
-.legend :is(table, thead, tr, td, th) { border: none !important }
-.legend :is(td, th) { padding: .1em .3em }
-.legend td { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
-.legend thead { opacity: .7 }
-.legend p { opacity: .7; overflow-wrap: anywhere; margin-top: .5em }
-.chart svg { width: 100%; height: auto }
-.sides { display: flex; justify-content: space-between; opacity: .8; margin-bottom: .6em }
-"""
-INTRODUCTION = f"""# FreeCP: your picture, your words
+INTRODUCTION = """# FreeCP: your picture, your words
 Drop a picture, type the classes it may show, press **Segment**. FreeCP removes the classes that are
-not there and settles which of two look-alikes is. At most {MAX_BYTES // 2**20} MiB,
-{MAX_PIXELS // 1_000_000} million pixels and {MAX_CLASSES} classes; pictures larger than
-{MAX_SIDE} × {MAX_AREA // MAX_SIDE} pixels are shrunk. Pictures are deleted after
-{UPLOADS_LIVE // 60} minutes, your words when you close the page.
+not there and settles which of two look-alikes is.
+"""
+LIMITS = f"""A picture may have {MAX_BYTES // 2**20} MiB and {MAX_PIXELS // 1_000_000} million
+pixels; one larger than {MAX_SIDE} × {MAX_AREA // MAX_SIDE} pixels is shrunk before CLIP sees it.
+You may type {MAX_CLASSES} classes of up to {MAX_NAME} characters. One request is worked on at a
+time. Pictures are deleted after {UPLOADS_LIVE // 60} minutes, your words when you close the page,
+or after {SESSIONS_LIVE // 60} minutes without use; words are never written to disk.
 """
 SCENECLIP = """This page runs on SceneCLIP, a small CLIP that was trained on drawn scenes only. It
-knows the words of the examples below; of photographs it knows nothing.
+knows the words of the examples; of photographs it knows nothing.
 """
-SIDES = '<div class="sides"><span>◀ {method} alone</span><span>{method} + FreeCP ▶</span></div>'
-"""Under the slider."""
-
-
 BUSY = "This page is busy with the requests of others; try again in a minute."
 
 
@@ -92,6 +105,8 @@ class Page(gr.Blocks):
             return await push(body, request, username)
 
         self._queue.push = push_one  # type: ignore[method-assign]
+        # Nobody sees it, and while it is made, the queue holds on to what a request failed with.
+        self._queue.compute_analytics_summary = lambda analytics: {}  # type: ignore[method-assign]
 
     async def preprocess_data(
         self, block_fn: Any, inputs: list[Any], state: Any, explicit_call: bool = False
@@ -161,15 +176,15 @@ class Page(gr.Blocks):
 
 
 def build_page(store: SessionStore, folder: Path) -> Page:
-    """The page; its example pictures are drawn into `folder`."""
+    """The page; its example pictures are drawn into `folder`, and the first is segmented now."""
     cfg = store.predictor.cfg
     freecp, method = cfg.MODEL.FREECP, cfg.MODEL.CLIP.METHOD
     scene_clip = "scene_clip" in cfg.MODEL.CLIP.PRETRAINED
-    sides = SIDES.format(method=html.escape(method))
+    examples = draw_examples(folder) if scene_clip else write_photos(folder)
+    thresholds = freecp.REDUNDANCY_THRESHOLD, freecp.AMBIGUITY_THRESHOLD
 
-    def show(answer: Answer) -> tuple[Any, ...]:
-        pictures = picture_of(answer.base), picture_of(answer.purified)
-        return pictures, sides + summary(answer), legend(answer), chart(answer)
+    def show(answer: Answer) -> tuple[str, ...]:
+        return comparison(answer, method), summary(answer), legend(answer), chart(answer)
 
     # What a request holds may be anything: Page does not look at it.
     def run(
@@ -191,22 +206,43 @@ def build_page(store: SessionStore, folder: Path) -> Page:
 
     def again(
         background: Any, redundancy: Any, ambiguity: Any, request: gr.Request
-    ) -> tuple[Any, ...] | dict:
+    ) -> tuple[Any, ...]:
         try:
             answer = store.segment_again(request.session_hash, background, redundancy, ambiguity)
         except ValueError as error:
             raise complaint(str(error)) from None
-        return gr.skip() if answer is None else show(answer)
+        return show(answer)
 
-    async def forget(request: gr.Request) -> None:  # as the queue, in the server's own thread
+    def download(request: gr.Request) -> dict[str, str]:
+        try:
+            answer = store.last_answer(request.session_hash)
+            if not staying(answer.purified).any():
+                raise ValueError("No class stays; lower the redundancy threshold.")
+            path = Path(answer.path)
+            result = at_size_of(answer.purified, read_upload(path))
+        except ValueError as error:
+            raise complaint(str(error)) from None
+        return {"zip": base64.b64encode(zipped(result, path.name)).decode()}
+
+    # As the queue, in the server's own thread.
+    async def begin(request: gr.Request) -> None:
+        store.begin(request.session_hash)
+
+    async def forget(request: gr.Request) -> None:
         if request.session_hash:
             page.forget(request.session_hash)
 
+    path, text = examples[0]
+    names = parse_classes(text)
+    first = show(store.show_example(os.path.realpath(path), names, *thresholds))
     with Page(title="FreeCP", analytics_enabled=False, delete_cache=(60, UPLOADS_LIVE)) as page:
         gr.Markdown(INTRODUCTION + (SCENECLIP if scene_clip else ""))
+        with gr.Accordion("Limits and privacy", open=False, elem_id="limits"):
+            gr.Markdown(LIMITS)
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
                 picture = gr.Image(
+                    path,
                     label="Picture",
                     type="filepath",
                     image_mode=None,
@@ -215,7 +251,9 @@ def build_page(store: SessionStore, folder: Path) -> Page:
                     elem_id="picture",
                 )
                 words = gr.Textbox(
+                    text,
                     label="Classes, separated by commas or lines",
+                    info="Ctrl+Enter segments.",
                     placeholder="sky, road, tree",
                     lines=3,
                     max_lines=8,
@@ -235,6 +273,7 @@ def build_page(store: SessionStore, folder: Path) -> Page:
                     label="Redundancy threshold",
                     info="Classes whose consistency is not above it are removed.",
                     elem_id="redundancy",
+                    elem_classes="threshold",
                 )
                 ambiguity = gr.Slider(
                     0,
@@ -244,50 +283,71 @@ def build_page(store: SessionStore, folder: Path) -> Page:
                     label="Ambiguity threshold",
                     info="Classes whose maps overlap at least that much compete for their place.",
                     elem_id="ambiguity",
+                    elem_classes="threshold",
                 )
-                examples = gr.Examples(
-                    [[str(file), ", ".join(CLASSES)] for file in draw_examples(folder)],
+                gallery = gr.Examples(
+                    [list(example) for example in examples],
                     [picture, words],
                     cache_examples=False,
                     visible_columns=[0],
-                    label="Drawn scenes, with the words of all of them",
+                    label="Drawn scenes, with the words of all of them"
+                    if scene_clip
+                    else "Photographs, with words that may be in them",
                     elem_id="examples",
                 )
-            with gr.Column(scale=3, min_width=320):
-                slider = gr.ImageSlider(
-                    label="Drag the line",
-                    type="pil",
-                    interactive=False,
-                    format="png",
-                    elem_id="result",
-                )
-                line = gr.HTML(sides, elem_id="summary")
+            with gr.Column(scale=3, min_width=320, elem_id="results"):
+                gr.HTML('<div id="note" role="status"></div>', elem_id="note-box")
+                result = gr.HTML(first[0], elem_id="result")
+                line = gr.HTML(first[1], elem_id="summary")
                 with gr.Row():
                     with gr.Column(scale=2, min_width=260):
-                        shares = gr.HTML(elem_id="legend")
+                        shares = gr.HTML(first[2], elem_id="legend")
                     with gr.Column(scale=3, min_width=320):
-                        scores = gr.HTML(elem_id="chart")
+                        scores = gr.HTML(first[3], elem_id="chart")
+                take = gr.Button(
+                    "Download as ZIP: label map, masks, COCO JSON, overlay", elem_id="download"
+                )
+                content = gr.JSON(visible=False)
 
+        form: list[Any] = [picture, words]
         knobs: list[Any] = [background, redundancy, ambiguity]
-        outputs = [slider, line, shares, scores]
+        outputs: list[Any] = [result, line, shares, scores]
         # One event at a time for all sessions: the others wait in the queue and see their place.
         common: dict[str, Any] = {
-            "outputs": outputs,
-            "show_progress_on": slider,
+            "show_progress_on": result,
             "concurrency_id": "model",
             "concurrency_limit": 1,
             "api_visibility": "private",
             "preprocess": False,  # see Page
         }
-        for listen in (button.click, examples.load_input_event.success):
-            listen(run, [picture, words, *knobs], **common)
-        gr.on(
+        for listen in (button.click, gallery.load_input_event.success):
+            ran = listen(
+                run, [*form, *knobs], outputs, js="(...all) => freecp.asks(...all)", **common
+            )
+            ran.success(None, js="() => freecp.answered()")
+            ran.failure(None, None, outputs, js="() => freecp.failed()")
+        redrawn = gr.on(
             [knob.change for knob in knobs],
             again,
             knobs,
+            outputs,
             trigger_mode="always_last",
             show_progress="minimal",
             **common,
+        )
+        redrawn.success(None, js="() => freecp.redrawn()")
+        redrawn.failure(None, None, outputs, js="() => freecp.failed()")
+        take.click(download, None, content, **common).success(
+            None, content, content, js="(content) => freecp.save(content.zip)"
+        )
+        gr.on(
+            [part.change for part in form],
+            None,
+            form,
+            js="(...form) => freecp.changed(...form)",
+        )
+        page.load(begin, queue=False, api_visibility="private").success(
+            None, form, js="(...form) => freecp.loaded(...form)"
         )
         page.unload(forget)
     page.open_to(store)
@@ -316,8 +376,9 @@ def serve(page: Page, host: str, port: int, names: Sequence[str] = ()) -> None:
         ssr_mode=False,
         enable_monitoring=False,
         app_kwargs={"middleware": [guard(host, names)], "lifespan": page.tidied},
-        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
-        css=CSS,
+        theme=THEME,
+        css=(HERE / "page.css").read_text(),
+        head=f"<script>{(HERE / 'page.js').read_text()}</script>",
     )
 
 
@@ -326,9 +387,16 @@ def complaint(sentence: str) -> gr.Error:
     return gr.Error(html.escape(sentence), duration=None, print_exception=False)
 
 
-def draw_examples(folder: Path) -> list[Path]:
-    """Embedded scenes as PNG files."""
+def draw_examples(folder: Path) -> list[tuple[str, str]]:
+    """Embedded scenes as PNG files, each with the words of all."""
     files = [folder / f"scene_{seed}.png" for seed in EXAMPLE_SEEDS]
     for seed, file in zip(EXAMPLE_SEEDS, files, strict=True):
         Image.fromarray(draw_scene(seed).image).save(file)
-    return files
+    return [(str(file), ", ".join(CLASSES)) for file in files]
+
+
+def write_photos(folder: Path) -> list[tuple[str, str]]:
+    """Photographs as PNG files, each with words of its own."""
+    for name in EXAMPLE_PHOTOS:
+        Image.fromarray(getattr(skimage.data, name)()).save(folder / f"{name}.png")
+    return [(str(folder / f"{name}.png"), words) for name, words in EXAMPLE_PHOTOS.items()]

@@ -6,7 +6,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ class Session:
     Attributes:
         path: of the upload. It holds the hash of the file's bytes.
         encoded: what FreeCP sees; None where it is to be encoded first.
-        names, background: what was last asked for.
+        names, background, thresholds: what was last asked for.
         base: the base method's answer to that.
         words: all vocabularies that the session has asked for.
     """
@@ -41,6 +41,7 @@ class Session:
     encoded: EncodedImage | None = None
     names: list[str] | None = None
     background: bool | list[str] = False
+    thresholds: tuple[float, ...] = ()
     base: Segmentation | None = None
     words: set[Vocabulary] = field(default_factory=set)
 
@@ -65,17 +66,21 @@ class Answer:
     """What the page shows of one request.
 
     Attributes:
+        path: of the picture.
         base, purified: the base method alone, and with FreeCP.
         redundancy_threshold: that `purified` was made with.
         encode_seconds: of encoding the picture and of the base method, which encodes it in its own
             way; None where neither was done again.
-        segment_seconds: of FreeCP without that, and of new words.
+        text_seconds: of the words; next to nothing where they were known.
+        segment_seconds: of FreeCP without either.
     """
 
+    path: str
     base: Segmentation
     purified: Segmentation
     redundancy_threshold: float
     encode_seconds: float | None
+    text_seconds: float
     segment_seconds: float
 
 
@@ -93,11 +98,25 @@ class SessionStore:
         self.predictor = predictor
         self.cache_bytes = cache_bytes
         self.sessions: OrderedDict[str, Session] = OrderedDict()
+        self._example: Session | None = None
         self._expired: deque[str] = deque(maxlen=1000)
         self._requests: list[Request] = []
         self._unused: set[Vocabulary] = set()
         self._lock = threading.Lock()  # of all the above, for moments
         self._turn = threading.Lock()  # of the model, as long as it works
+
+    def show_example(self, path: str, names: list[str], *thresholds: float) -> Answer:
+        """Segment the picture that sessions :meth:`begin` with; it is kept for good."""
+        with self._served(None) as request:
+            self._example = Session(path)
+            return self._answer(request, self._example, names, False, *thresholds)
+
+    def begin(self, session_id: str | None) -> None:
+        """Give a new session the example that its page shows."""
+        with self._lock:
+            if session_id and session_id not in self.sessions and self._example is not None:
+                words = set(self._example.words)
+                self.sessions[session_id] = replace(self._example, words=words)
 
     def segment(
         self,
@@ -128,12 +147,13 @@ class SessionStore:
 
     def segment_again(
         self, session_id: str | None, background: bool | list[str], *thresholds: float
-    ) -> Answer | None:
-        """Segment a session's picture with the same words; None where it has none.
+    ) -> Answer:
+        """Segment a session's picture with the same words.
 
         Raises:
             ValueError: the background or a threshold cannot be used, the picture had to make room
-                for others and its file is deleted, or the session was forgotten as unused.
+                for others and its file is deleted, or the session has none, or was forgotten as
+                unused.
         """
         check_thresholds(*thresholds)
         with self._served(session_id) as request:
@@ -144,9 +164,15 @@ class SessionStore:
                         f"Your picture and words were deleted after {SESSIONS_LIVE // 60} minutes "
                         "without use; press Segment."
                     )
-                return None
+                raise ValueError("There is no result of yours; press Segment.")
             check_words(session.names, background)
             return self._answer(request, session, session.names, background, *thresholds)
+
+    def last_answer(self, session_id: str | None) -> Answer:
+        """A session's last answer, made once more; errors are those of :meth:`segment_again`."""
+        session = self._session(session_id) or Session("")
+        thresholds = session.thresholds or (0.0, 0.0)
+        return self.segment_again(session_id, session.background, *thresholds)
 
     def forget(self, session_id: str | None, *, unused: bool = False) -> None:
         """Drop what is kept of a session, and of a request of it that runs or waits, when it ends.
@@ -196,6 +222,7 @@ class SessionStore:
             try:
                 with self._lock:
                     kept = [session.words for session in self.sessions.values()]
+                    kept += [self._example.words] if self._example else []
                     unused = self._unused.difference(*kept)
                     self._unused.clear()
                 self.predictor.forget(unused)
@@ -224,9 +251,11 @@ class SessionStore:
 
         start = time.perf_counter()
         words = self.predictor.prepare(names, background)
+        text_seconds = time.perf_counter() - start
         with self._lock:
             request.words.add(words)
             session.words.add(words)
+        start = time.perf_counter()
         purified = self.predictor.segment(
             session.encoded,
             words,
@@ -240,19 +269,38 @@ class SessionStore:
             base = self.predictor.base(session.encoded.image, words)
             encode_seconds += time.perf_counter() - start
         session.names, session.background, session.base = names, background, base
+        session.thresholds = redundancy, ambiguity
         self._make_room()
-        log.info("encoding took %.2f s, the rest %.2f s", encode_seconds, segment_seconds)
-        return Answer(base, purified, redundancy, encode_seconds or None, segment_seconds)
+        log.info(
+            "the picture took %.2f s, the words %.2f s, the rest %.2f s",
+            *(encode_seconds, text_seconds, segment_seconds),
+        )
+        return Answer(
+            session.path,
+            base,
+            purified,
+            redundancy,
+            encode_seconds or None,
+            text_seconds,
+            segment_seconds,
+        )
 
     def _make_room(self) -> None:
         """Of the longest unused sessions, keep no more than the path and the words."""
         with self._lock:
             others = list(self.sessions.values())[:-1]
-            total = sum(map(nbytes, self.sessions.values()))
+            total = sum(map(self._nbytes, self.sessions.values()))
             for session in others:
-                if total > self.cache_bytes:
-                    total -= nbytes(session)
+                occupied = self._nbytes(session)
+                if occupied and total > self.cache_bytes:
+                    total -= occupied
                     session.encoded = session.base = None
+
+    def _nbytes(self, session: Session) -> int:
+        """Of what a session does not share with the example."""
+        example = self._example
+        shared = (example.encoded, example.base) if example else ()
+        return sum(nbytes(x) for x in (session.encoded, session.base) if x not in shared)
 
 
 def nbytes(value: Any) -> int:

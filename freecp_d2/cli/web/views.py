@@ -1,44 +1,73 @@
-"""What is shown of an answer: two pictures, a line, a legend and a chart."""
+"""What is shown of an answer, as HTML: two pictures with a line to drag, a sentence, two tables."""
 
+import base64
 import html
+from collections.abc import Sequence
 from dataclasses import replace
-from io import StringIO
-from typing import Any
+from io import BytesIO
 
 import cv2
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 from PIL import Image
 
-from ...predictor import Segmentation
+from ...predictor import RemovedClass, Segmentation
 from .inputs import shorten
+from .overlay import overlay
 from .sessions import Answer
 
 MIN_SHOWN = 640
 """Smaller pictures are shown by a whole number of times larger, at least this long."""
-KEPT, REDUNDANT, AMBIGUOUS = "#2a9d8f", "#9aa0a6", "#e76f51"
-INK = "#123456"
-"""Colour of a chart's text and lines; becomes the page's text colour, light or dark."""
-CHART_STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "freecp"} | dict.fromkeys(
-    ["text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"], INK
-)
+NEARLY = 5
+"""How many of the classes that nearly stayed are shown."""
+
+
+def staying(segmentation: Segmentation) -> np.ndarray:
+    """(K,) bool: the classes that purification left, and the background."""
+    removed = {entry.name for entry in segmentation.removed}
+    asked = np.isfinite(segmentation.consistency)
+    return np.array(
+        [not (a and n in removed) for a, n in zip(asked, segmentation.class_names, strict=True)]
+    )
 
 
 def summary(answer: Answer) -> str:
-    """One line of HTML: how many classes stayed, and how long it took."""
+    """How many classes stayed, and how long it took."""
     removed = answer.purified.removed
     redundant = sum(entry.stage == "redundancy" for entry in removed)
     total = np.isfinite(answer.purified.consistency).sum()
-    encoded = (
+    stay = f"<b>{total - len(removed)} of {total} classes stay</b>"
+    reasons = f"{redundant} removed as redundant, {len(removed) - redundant} as look-alikes"
+    picture = (
         "picture not encoded again"
         if answer.encode_seconds is None
         else f"picture encoded in {answer.encode_seconds:.2f} s"
     )
+    lower = "" if staying(answer.purified).any() else " Lower the redundancy threshold."
     return (
-        f"<b>{total - len(removed)} of {total} classes stay</b>: {redundant} removed as redundant, "
-        f"{len(removed) - redundant} as look-alikes · {encoded}, "
-        f"segmented in {answer.segment_seconds:.2f} s"
+        f'<p class="summary">{stay}: {reasons}.{lower}<br>'
+        f'<span class="hint">Words encoded in {answer.text_seconds:.2f} s, {picture}, segmented in '
+        f"{answer.segment_seconds:.2f} s.</span></p>"
+    )
+
+
+def comparison(answer: Answer, method: str) -> str:
+    """Both pictures, one on the other, and the line between them, a range input for any hand."""
+    purified = answer.purified if staying(answer.purified).any() else None
+    left = _img(picture_of(answer.base), "", f"{method} alone: {_largest(answer.base)}")
+    if purified is None:
+        plain = Image.fromarray(answer.purified.image)
+        right = _img(plain, "over", f"{method} + FreeCP: no class stays")
+    else:
+        text = f"{method} + FreeCP: {_largest(purified)}"
+        right = _img(picture_of(purified), "over", text)
+    name = html.escape(method)
+    height, width = answer.base.label_map.shape
+    return (
+        f'<div class="compare" style="max-width:calc(80vh * {width / height:.4f})">{left}{right}'
+        '<input type="range" min="0" max="100" value="50" step="1" '
+        f'aria-label="Where {name} alone ends and FreeCP begins" oninput="freecp.cut(this.value)">'
+        f'<span class="line"></span></div><div class="sides"><span>◀ {name} alone</span>'
+        f"<span>{name} + FreeCP ▶</span></div>"
     )
 
 
@@ -52,79 +81,111 @@ def picture_of(segmentation: Segmentation) -> Image.Image:
         image=cv2.resize(segmentation.image, size, interpolation=cv2.INTER_CUBIC),
         label_map=segmentation.label_map.repeat(scale, axis=0).repeat(scale, axis=1),
     )
-    return Image.fromarray(larger.draw())
+    return Image.fromarray(overlay(larger))
+
+
+def _largest(segmentation: Segmentation) -> str:
+    order = np.argsort(-segmentation.shares, kind="stable")[:5]
+    shares = [(segmentation.class_names[i], segmentation.shares[i]) for i in order]
+    return ", ".join(f"{shorten(name)} {share:.0%}" for name, share in shares if share)
+
+
+def _img(image: Image.Image, kind: str, text: str) -> str:
+    file = BytesIO()
+    image.save(file, "WEBP", quality=90)
+    data = base64.b64encode(file.getvalue()).decode()
+    return (
+        f'<img class="{kind}" src="data:image/webp;base64,{data}" alt="{html.escape(text)}" '
+        f'width="{image.width}" height="{image.height}">'
+    )
 
 
 def legend(answer: Answer) -> str:
-    """A table of swatch, class and its shares of the picture, base method and FreeCP."""
-    base, purified = answer.base, answer.purified
+    """Swatch, class and its shares of the picture, base method and FreeCP.
+
+    Of all classes that stay, and of those that the base method sees; the rest is folded.
+    """
+    base, purified, stay = answer.base, answer.purified, staying(answer.purified)
+    after = purified.shares * stay
     rows, absent = [], []
-    for i in np.argsort(-purified.shares, kind="stable"):
+    for i in np.lexsort((-base.shares, -after)):
         name = html.escape(purified.class_names[i])
-        if base.shares[i] == purified.shares[i] == 0:
+        if not stay[i] and not base.shares[i]:
             absent.append(name)
             continue
-        color = "#{:02x}{:02x}{:02x}".format(*purified.colors[i].tolist())
-        shares = "".join(
-            f"<td>{share:.1%}</td>" if share else "<td>–</td>"
-            for share in (base.shares[i], purified.shares[i])
+        if after[i]:
+            with_freecp = _percent(after[i])
+        else:
+            with_freecp = "no pixel" if stay[i] else "removed"
+        rows.append(
+            f'<tr><th scope="row">{_swatch(purified.colors[i])}{name}</th>'
+            f'<td class="number">{_percent(base.shares[i])}</td>'
+            f'<td class="number">{with_freecp}</td></tr>'
         )
-        swatch = f'<span class="swatch" style="background:{color}"></span>'
-        rows.append(f"<tr><td>{swatch}</td><th>{name}</th>{shares}</tr>")
-    nowhere = f"<p>Nowhere: {', '.join(absent)}</p>" if absent else ""
+    folded = _folded(f"{len(absent)} more: removed, and not in the base method's picture", absent)
     return (
-        '<div class="legend"><table><thead><tr><td></td><th>class</th><td>base</td><td>FreeCP</td>'
-        f"</tr></thead><tbody>{''.join(rows)}</tbody></table>{nowhere}</div>"
+        '<div class="legend facts"><table><caption>Shares of the picture</caption><thead><tr>'
+        '<th scope="col">class</th><th scope="col" class="number">base</th>'
+        '<th scope="col" class="number">FreeCP</th></tr>'
+        f"</thead><tbody>{''.join(rows)}</tbody></table>{folded}</div>"
     )
 
 
-@matplotlib.rc_context(CHART_STYLE)
+def _percent(share: float) -> str:
+    return f"{share:.1%}" if share >= 0.0005 else "&lt;0.1%" if share else "–"
+
+
+def _swatch(color: np.ndarray) -> str:
+    return f'<span class="swatch" style="background:#{bytes(color.tolist()).hex()}"></span>'
+
+
+def _folded(title: str, items: Sequence[str]) -> str:
+    if not items:
+        return ""
+    return f"<details><summary>{title}</summary><p>{', '.join(items)}</p></details>"
+
+
 def chart(answer: Answer) -> str:
-    """Every class's consistency as a bar, its fate beside it, and the threshold: SVG."""
-    asked = np.isfinite(answer.purified.consistency)  # without the background
-    names = np.array(answer.purified.class_names, dtype=object)[asked]
-    scores = answer.purified.consistency[asked]
-    removed = {entry.name: entry for entry in answer.purified.removed}
-    order = np.argsort(scores, kind="stable")
-    figure = Figure(figsize=(5, 0.19 * len(names) + 0.8), layout="constrained")
-    axes = figure.subplots()
-    for y, i in enumerate(order):
-        entry = removed.get(names[i])
-        color, fate = KEPT, ""
-        if entry is not None and entry.stage == "redundancy":
-            color, fate = REDUNDANT, "redundant"
-        elif entry is not None:
-            color, fate = AMBIGUOUS, f"lost to {shorten(entry.beaten_by or 'its look-alikes')}"
-        axes.barh(y, scores[i], height=0.7, color=color)
-        axes.annotate(
-            f"{scores[i]:.3f} {fate}",
-            (scores[i], y),
-            (3, 0),
-            textcoords="offset points",
-            va="center",
-            size=8,
-            parse_math=False,
+    """Consistency as bars: of the classes that stay, and of those that nearly stayed.
+
+    Nearly: look-alikes that lost, and redundant classes above half of the threshold. What is far
+    from staying is folded.
+    """
+    purified, threshold = answer.purified, answer.redundancy_threshold
+    removed = {entry.name: entry for entry in purified.removed}
+    asked = np.flatnonzero(np.isfinite(purified.consistency))  # without the background
+    order = asked[np.argsort(-purified.consistency[asked], kind="stable")]
+    names = [purified.class_names[i] for i in order]
+    values = dict(zip(names, purified.consistency[order].tolist(), strict=True))
+    kept = [name for name in names if name not in removed]
+    gone = [name for name in names if name in removed]
+    nearly = [n for n in gone if removed[n].stage == "ambiguity" or values[n] > threshold / 2]
+    nearly = nearly[:NEARLY]
+    scale = 100 / max([threshold, *values.values(), 1e-6])
+
+    def row(name: str) -> str:
+        kind, fate = _fate(removed.get(name))
+        return (
+            f'<tr class="{kind}"><th scope="row">{html.escape(shorten(name))}</th>'
+            f'<td class="bars"><span class="bar" style="width:{scale * values[name]:.1f}%"></span>'
+            f'<span class="mark" style="left:{scale * threshold:.1f}%"></span></td>'
+            f'<td class="number">{values[name]:.3f}</td><td>{html.escape(fate)}</td></tr>'
         )
-    labels = axes.set_yticks(range(len(names)), [shorten(names[i]) for i in order], size=8)
-    for label in labels:
-        label.label1.set_parse_math(False)
-    axes.axvline(
-        answer.redundancy_threshold, color=INK, alpha=0.5, linewidth=1, linestyle="--", zorder=0
-    )
-    axes.set_xlabel(
-        f"consistency; dashed: the redundancy threshold, {answer.redundancy_threshold:g}", size=8
-    )
-    axes.set_xlim(0)
-    axes.set_ylim(-0.6, len(names) - 0.4)
-    axes.spines[["top", "right"]].set_visible(False)
-    file = StringIO()
-    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    svg = file.getvalue()
-    key = "".join(
-        f'<span class="swatch" style="background:{color}"></span>{label} '
-        for color, label in ((KEPT, "stays"), (REDUNDANT, "redundant"), (AMBIGUOUS, "look-alike"))
-    )
+
+    rest = [f"{html.escape(n)} {values[n]:.3f}" for n in gone if n not in nearly]
     return (
-        f'<div class="chart"><p>{key}</p>{svg[svg.index("<svg") :].replace(INK, "currentColor")}'
-        "</div>"
+        '<div class="chart facts"><table><caption>Consistency; dashed: the redundancy threshold, '
+        f'{threshold:g}</caption><thead><tr><th scope="col">class</th>'
+        '<td></td><th scope="col" class="number">value</th><th scope="col">fate</th></tr>'
+        f"</thead><tbody>{''.join(map(row, kept + nearly))}</tbody></table>"
+        f"{_folded(f'{len(rest)} more are removed', rest)}</div>"
     )
+
+
+def _fate(entry: RemovedClass | None) -> tuple[str, str]:
+    """The row's class in CSS, and what is said."""
+    if entry is None:
+        return "stays", "stays"
+    if entry.stage == "redundancy":
+        return "redundant", "redundant"
+    return "look-alike", f"lost to {shorten(entry.beaten_by or 'its look-alikes')}"
