@@ -4,7 +4,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -326,23 +326,28 @@ def write_png(path: Path, image: Image.Image) -> None:
     write_whole(path, content.getvalue())
 
 
-def write_masks(folder: Path, segmentation: Segmentation) -> list[Path]:
-    """`folder`/<class>.png of every class that is somewhere, 255 where it is and 0 elsewhere.
+def mask_files(segmentation: Segmentation) -> Iterator[tuple[str, np.ndarray]]:
+    """(<class>.png, (H, W) bool) of every class that is somewhere.
 
     Characters that a file name cannot have are "_"; of names that are then alike, or too long, the
     later ones have a number.
-
-    Returns:
-        The files.
     """
-    files: list[Path] = []
+    taken: set[str] = set()
     for name, mask in segmentation.masks.items():
-        stem = os.fsencode(_UNSAFE.sub("_", name).strip(". ") or "_")[:LONGEST_STEM]
-        file = folder / f"{stem.decode(errors='ignore')}.png"
-        if file in files:
-            file = file.with_stem(f"{file.stem}_{len(files)}")
-        write_png(file, Image.fromarray(mask.astype(np.uint8) * 255))
-        files.append(file)
+        safe = os.fsencode(_UNSAFE.sub("_", name).strip(". ") or "_")[:LONGEST_STEM]
+        stem = safe.decode(errors="ignore")
+        if stem in taken:
+            stem = f"{stem}_{len(taken)}"
+        taken.add(stem)
+        yield f"{stem}.png", mask
+
+
+def write_masks(folder: Path, segmentation: Segmentation) -> list[Path]:
+    """The files of :func:`mask_files`, 255 where a class is and 0 elsewhere; their paths."""
+    files = []
+    for name, mask in mask_files(segmentation):
+        files.append(folder / name)
+        write_png(files[-1], Image.fromarray(mask.astype(np.uint8) * 255))
     return files
 
 

@@ -239,7 +239,28 @@ def test_no_names_without_room():
     assert name.label == 1
 
 
+def test_specks_have_no_name():
+    labels = np.zeros((200, 300), np.uint16)
+    labels[50:55, 50:55] = 1
+    labels[100:106, 50:56] = 2
+    assert [name.label for name in place_names(labels, ["a", "b", "c"])] == [0, 2]
+
+
+def test_pieces_that_touch_at_a_corner_are_two():
+    labels = np.zeros((200, 300), np.uint16)
+    labels[20:60, 20:60] = labels[60:100, 60:100] = 1
+    labels[120:170, 220:270] = 1
+    (name,) = (name for name in place_names(labels, ["a", "b"]) if name.label == 1)
+    assert 220 < name.left < 270
+
+
 def test_ignored_pixels_have_no_name_and_may_be_hidden():
+    blocks = np.arange(625, dtype=np.uint16).reshape(25, 25).repeat(8, axis=0).repeat(8, axis=1)
+    blocks[96:118, 80:128] = 625
+    (name,) = place_names(blocks, ["name"] * 625)
+    box = blocks[name.top : name.top + name.height, name.left : name.left + name.width]
+    assert (box == 625).mean() > 0.9
+
     labels = np.full((100, 100), 1, np.uint16)
     assert place_names(labels, ["sky"]) == []
     labels[40:50, 40:50] = 0

@@ -142,7 +142,7 @@ def test_the_examples_words_and_features_outlive_its_sessions(predictor, tmp_pat
     store.show_example(save_scene(tmp_path, 87), ["sky", "examplebird"], 0.05, 0.9)
 
     def known(word):
-        return any(word in words.queries for words in predictor._words._kept)
+        return any(word in words.queries for words in predictor._segmenter.words._kept)
 
     for name in ("a", "b"):
         store.begin(name)

@@ -3,16 +3,13 @@
 import base64
 import html
 from collections.abc import Sequence
-from dataclasses import replace
 from io import BytesIO
 
-import cv2
 import numpy as np
 from PIL import Image
 
 from ...predictor import RemovedClass, Segmentation
 from .inputs import shorten
-from .overlay import overlay
 from .sessions import Answer
 
 MIN_SHOWN = 640
@@ -52,14 +49,8 @@ def summary(answer: Answer) -> str:
 
 def comparison(answer: Answer, method: str) -> str:
     """Both pictures, one on the other, and the line between them, a range input for any hand."""
-    purified = answer.purified if staying(answer.purified).any() else None
-    left = _img(picture_of(answer.base), "", f"{method} alone: {_largest(answer.base)}")
-    if purified is None:
-        plain = Image.fromarray(answer.purified.image)
-        right = _img(plain, "over", f"{method} + FreeCP: no class stays")
-    else:
-        text = f"{method} + FreeCP: {_largest(purified)}"
-        right = _img(picture_of(purified), "over", text)
+    left = _img(answer.base, "", f"{method} alone")
+    right = _img(answer.purified, "over", f"{method} + FreeCP")
     name = html.escape(method)
     height, width = answer.base.label_map.shape
     return (
@@ -72,31 +63,22 @@ def comparison(answer: Answer, method: str) -> str:
 
 
 def picture_of(segmentation: Segmentation) -> Image.Image:
-    """The drawing, enlarged before it is drawn where its class names would be too small to read."""
-    height, width = segmentation.label_map.shape
-    scale = -(-MIN_SHOWN // max(height, width))
-    size = width * scale, height * scale
-    larger = replace(
-        segmentation,
-        image=cv2.resize(segmentation.image, size, interpolation=cv2.INTER_CUBIC),
-        label_map=segmentation.label_map.repeat(scale, axis=0).repeat(scale, axis=1),
-    )
-    return Image.fromarray(overlay(larger))
+    """The drawing, by a whole number of times larger where its names would be too small to read."""
+    scale = -(-MIN_SHOWN // max(segmentation.label_map.shape))
+    return Image.fromarray(segmentation.draw(scale=scale))
 
 
-def _largest(segmentation: Segmentation) -> str:
+def _img(segmentation: Segmentation, kind: str, title: str) -> str:
+    picture, file = picture_of(segmentation), BytesIO()
+    picture.save(file, "WEBP", quality=90)
+    data = base64.b64encode(file.getvalue()).decode()
     order = np.argsort(-segmentation.shares, kind="stable")[:5]
     shares = [(segmentation.class_names[i], segmentation.shares[i]) for i in order]
-    return ", ".join(f"{shorten(name)} {share:.0%}" for name, share in shares if share)
-
-
-def _img(image: Image.Image, kind: str, text: str) -> str:
-    file = BytesIO()
-    image.save(file, "WEBP", quality=90)
-    data = base64.b64encode(file.getvalue()).decode()
+    shown = ", ".join(f"{shorten(name)} {share:.0%}" for name, share in shares if share)
+    alt = html.escape(f"{title}: {shown or 'no class'}")
     return (
-        f'<img class="{kind}" src="data:image/webp;base64,{data}" alt="{html.escape(text)}" '
-        f'width="{image.width}" height="{image.height}">'
+        f'<img class="{kind}" src="data:image/webp;base64,{data}" width="{picture.width}" '
+        f'height="{picture.height}" alt="{alt}">'
     )
 
 
@@ -106,7 +88,7 @@ def legend(answer: Answer) -> str:
     Of all classes that stay, and of those that the base method sees; the rest is folded.
     """
     base, purified, stay = answer.base, answer.purified, staying(answer.purified)
-    after = purified.shares * stay
+    after = purified.shares
     rows, absent = [], []
     for i in np.lexsort((-base.shares, -after)):
         name = html.escape(purified.class_names[i])
@@ -122,6 +104,10 @@ def legend(answer: Answer) -> str:
             f'<td class="number">{_percent(base.shares[i])}</td>'
             f'<td class="number">{with_freecp}</td></tr>'
         )
+    nothing = [max(1 - result.shares.sum(), 0.0) for result in (base, purified)]
+    if max(nothing) > 1e-6:
+        cells = "".join(f'<td class="number">{_percent(share)}</td>' for share in nothing)
+        rows.append(f'<tr><th scope="row">nothing</th>{cells}</tr>')
     folded = _folded(f"{len(absent)} more: removed, and not in the base method's picture", absent)
     return (
         '<div class="legend facts"><table><caption>Shares of the picture</caption><thead><tr>'

@@ -32,6 +32,7 @@ def segmentation_of(shares, removed=(), consistency=None):
         label_map=labels,
         class_names=NAMES,
         scores=np.ones(count, np.float32),
+        confidence=np.ones((10, 20), np.float32),
         shares=shares,
         consistency=np.full(count, np.nan, np.float32) if consistency is None else consistency,
         removed=list(removed),
@@ -48,17 +49,24 @@ def answer():
 
 
 def nothing_stays(answer):
-    """The same where every class is removed; the label map is then of class 1 everywhere."""
-    gone = [RemovedClass(n, "redundancy", 0.0, None) for n in NAMES[1:]]
-    purified = segmentation_of([0, 1, 0, 0, 0, 0, 0], gone, CONSISTENCY)
-    purified = replace(purified, class_names=NAMES[1:], colors=purified.colors[1:])
+    """The same without a background, where every class is removed."""
+    names, values = NAMES[1:], CONSISTENCY[1:]
     purified = replace(
+        answer.purified,
+        class_names=names,
+        colors=answer.purified.colors[1:],
+        consistency=values,
+        removed=[RemovedClass(name, "redundancy", 0.0, None) for name in names],
+        shares=np.zeros(6),
+        label_map=np.full((10, 20), 255),
+    )
+    base = replace(
         purified,
-        shares=purified.shares[1:],
-        consistency=CONSISTENCY[1:],
+        consistency=values * np.nan,
+        removed=[],
+        shares=np.array([1.0, 0, 0, 0, 0, 0]),
         label_map=np.zeros((10, 20), int),
     )
-    base = replace(purified, consistency=CONSISTENCY[1:] * np.nan, removed=[])
     return replace(answer, base=base, purified=purified)
 
 
@@ -123,11 +131,19 @@ def test_few_of_those_that_nearly_stayed_are_shown(answer):
 def test_where_nothing_stays_no_class_fills_the_picture(answer):
     none = nothing_stays(answer)
     assert "<b>0 of 6 classes stay</b>" in summary(none) and "Lower the redundancy" in summary(none)
-    assert rows_of(legend(none))[0] == {"sky": ["100.0%", "removed"]}
+    table, _ = rows_of(legend(none))
+    assert table == {"sky": ["100.0%", "removed"], "nothing": ["–", "100.0%"]}
     shown = comparison(none, "clearclip")
-    assert "clearclip + FreeCP: no class stays" in shown and "sky 100%" in shown  # of the base
-    left, right = pictures_of(shown)
-    assert abs(right.astype(int) - 50).max() < 5 and (left == 0).any()
+    assert "clearclip + FreeCP: no class" in shown and "sky 100%" in shown  # of the base
+    right = pictures_of(shown)[1].astype(int)
+    assert abs(right - 50).max() < 5
+
+
+def test_pixels_of_no_class_are_shares_too(answer):
+    some = replace(answer.purified, shares=np.array([0.2, 0.5, 0, 0, 0, 0, 0]))
+    table, _ = rows_of(legend(replace(answer, purified=some)))
+    assert table["nothing"] == ["–", "30.0%"]
+    assert "nothing" not in rows_of(legend(answer))[0]
 
 
 def test_the_summary_tells_text_from_image(answer):
