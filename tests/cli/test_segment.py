@@ -555,7 +555,7 @@ def test_coco_of_stuff(tmp_path, images):
     """An annotation a class and image, none of pixels without a class, as two readers see it."""
     os.remove(images / "a" / "broken.png")
     output = tmp_path / "out"
-    opts = ("--opts", "MODEL.FREECP.REDUNDANCY_THRESHOLD", "0.4")
+    opts = ("--opts", "MODEL.FREECP.REDUNDANCY_THRESHOLD", "0.42")
     assert demo(output, "--vocabulary", WORDS, "--input", images, *opts) == 0
     coco = COCO(output / "segmentation.json")
     name = f"test_coco_of_stuff_{tmp_path.name}"
