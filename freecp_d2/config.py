@@ -158,15 +158,25 @@ def load_config(config_file: str | os.PathLike, opts: Sequence[str] = ()) -> Cfg
         ValueError: it is no config, or a pair is none; or MODEL.WEIGHTS is set; see also
             :func:`choose_device`.
     """
+    file = config_path(config_file)
+    cfg = get_cfg()
+    add_freecp_config(cfg)
+    merge_safely(cfg, str(file))
+    return finished_config(cfg, opts)
+
+
+def config_path(config_file: str | os.PathLike) -> Path:
+    """The YAML file that :func:`load_config` reads.
+
+    Raises:
+        FileNotFoundError: there is no such file or name.
+    """
     file = Path(config_file)
     if file.suffix not in (".yaml", ".yml"):
         file = _shipped(os.fspath(config_file))
     if not file.is_file():
         raise FileNotFoundError(f"config {config_file}: no such file; check the path")
-    cfg = get_cfg()
-    add_freecp_config(cfg)
-    merge_safely(cfg, str(file))
-    return finished_config(cfg, opts)
+    return file
 
 
 def _shipped(name: str) -> Path:

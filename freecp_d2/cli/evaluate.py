@@ -27,7 +27,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 
-from ..config import load_config
+from ..config import config_path, load_config
 from ..data.mapper import InferenceMapper
 from ..distributed import job_token, require_one_job
 from ..evaluation import FreeCPSemSegEvaluator
@@ -67,6 +67,7 @@ class Trainer(DefaultTrainer):
 
 def setup(args: argparse.Namespace) -> CfgNode:
     """The frozen config of the command line, with logging set up."""
+    args.config_file = str(config_path(args.config_file))  # Detectron2 opens it for the log
     cfg = load_config(args.config_file, [*args.opts, "MODEL.FREECP.OUTPUT", "label_map"])
     require_writable(Path(cfg.OUTPUT_DIR))
     _keep_in_the_file(cfg.OUTPUT_DIR)

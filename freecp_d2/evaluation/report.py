@@ -10,11 +10,11 @@ from typing import Any
 import cv2
 import numpy as np
 from detectron2.data.catalog import Metadata
-from detectron2.utils.colormap import colormap
 from PIL import Image
 
 from ..data.mapper import read_image
 from ..files import write_whole
+from ..overlay import palette as distinct_colors
 from .pages import difference, render
 from .results import method_of, printable, settings_of
 
@@ -196,16 +196,14 @@ def legend(example: Example, num_classes: int) -> tuple[list[tuple[int, bool]], 
 
 
 def palette_of(metadata: Metadata) -> np.ndarray:
-    """(K, 3) uint8: the colours of a data set, or Detectron2's, darker where they run out.
+    """(K, 3) uint8: the colours of a data set, or those of :func:`freecp_d2.overlay.palette`.
 
     Raises:
         ValueError: `stuff_colors` are not three integers of 0-255 a class.
     """
     names, given = metadata.stuff_classes, metadata.get("stuff_colors")
     if given is None:
-        colors = colormap(rgb=True)
-        rounds, index = np.divmod(np.arange(len(names)), len(colors))
-        return (colors[index] * 0.65 ** rounds[:, None]).astype(np.uint8)
+        return distinct_colors(len(names), names[0] == "background")
     if len(given) != len(names):
         raise ValueError(
             f"{metadata.name}: {len(given)} stuff_colors of {len(names)} classes; give each "
