@@ -1,4 +1,4 @@
-"""Writing videos that browsers play, where this machine has what that takes."""
+"""What a video is called, and writing one that browsers play, where this machine can."""
 
 import shutil
 import subprocess
@@ -10,6 +10,11 @@ from typing import Protocol
 
 import cv2
 import numpy as np
+
+VIDEO_SUFFIXES = frozenset(
+    ".3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .webm .wmv".split()
+)
+"""Of videos, in lower case."""
 
 
 class VideoWriter(Protocol):

@@ -89,7 +89,7 @@ def test_the_payloads_would_run(tmp_path, trace):
 def test_the_demo_refuses_python(tmp_path, trace, capsys):
     file = tmp_path / "config.yaml"
     file.write_text(payloads(trace)["system"])
-    arguments = ["--config-file", str(file), "--input", str(tmp_path), "--output", str(tmp_path)]
+    arguments = ["--config-file", str(file), "--input", str(file), "--output", str(tmp_path)]
     assert segment.main([*arguments, "--vocabulary", "a, b"]) == 1
     refused(capsys.readouterr().err, file, trace)
 

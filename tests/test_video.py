@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from freecp_d2 import video
+from freecp_d2.data.images import image_suffixes
 
 
 def frames(count: int = 5) -> list[np.ndarray]:
@@ -43,6 +44,10 @@ def forbid(monkeypatch, *codecs: str) -> None:
         "_opencv",
         lambda path, codec, *a: None if codec in codecs else opencv(path, codec, *a),
     )
+
+
+def test_no_file_is_a_video_and_an_image():
+    assert not video.VIDEO_SUFFIXES & image_suffixes()
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
     python projects/Demo/demo.py --config-file scenes/clearclip \\
         --vocabulary "sky,lawn,road,mushroom" --input photo.jpg folder/ --output output/photos
 
-The code is in freecp_d2/cli/segment.py, which `freecp segment` runs where the library is installed.
+The code is in freecp_d2/cli/segment/, which `freecp segment` runs where the library is installed.
 """
 
 import os

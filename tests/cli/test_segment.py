@@ -9,14 +9,21 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pycocotools.mask
 import pytest
 import torch
+from detectron2.data import MetadataCatalog
+from detectron2.data.datasets import load_coco_json, load_sem_seg
 from PIL import Image
 from pycocotools.coco import COCO
 
 from freecp_d2 import FreeCPPredictor
 from freecp_d2.cli import segment
+from freecp_d2.cli.segment.inputs import find_inputs
+from freecp_d2.cli.segment.jobs import name_results
+from freecp_d2.cli.segment.pictures import NOTHING, maps_figure, overlay
 from freecp_d2.data.scenes.scene import draw_scene
+from freecp_d2.fonts import draw_text
 
 WORDS = "sky,lawn,road,mushroom"
 OPTS = ["MODEL.DEVICE", "cpu", "MODEL.CLIP.TEXT_CACHE", ""]
@@ -128,7 +135,6 @@ def test_results_of_other_words_or_folders_are_not_mixed(tmp_path, images, capsy
 
 
 def test_inputs_are_files_folders_and_patterns(tmp_path, images):
-    find = segment.find_images
     inside = images / "out"
     inside.mkdir()
     Image.new("RGB", (3, 3)).save(inside / "old.png")
@@ -136,8 +142,12 @@ def test_inputs_are_files_folders_and_patterns(tmp_path, images):
     (images / "scan").write_bytes((images / "y.jpg").read_bytes())
 
     def names(*inputs: Path) -> tuple[list[str], list[str]]:
-        found = find([str(path) for path in inputs], inside)
-        return tuple([p.relative_to(images).as_posix() for p in part] for part in found)
+        found = find_inputs([str(path) for path in inputs], inside)
+        assert not found.videos
+        return tuple(
+            [p.relative_to(images).as_posix() for p in files]
+            for files in (found.images, found.skipped)
+        )
 
     every = ["a/broken.png", "a/x.png", "b/x.png", "y.jpg"]
     assert names(images) == (every, ["notes.txt", "scan"])
@@ -177,7 +187,8 @@ def test_other_files_of_a_folder_are_named_and_skipped(tmp_path, mixed, capsys, 
     assert lines == [
         "freecp segment: skipped IMG_0001.HEIC: HEIC images need one more package, pip install "
         "'freecp_d2[heif]'; or save them as JPEG",
-        "freecp segment: skipped clip.mpg: a video goes in by --video-input",
+        "freecp segment: skipped clip.mpg: videos are segmented where they are named, as in "
+        "--input clip.mpg",
         "freecp segment: skipped report.pdf, weights.h5: not the suffix of an image",
     ]
     assert "1 of 1 images" in captured.out
@@ -187,12 +198,12 @@ def test_other_files_that_are_named_are_faults(tmp_path, mixed, capsys):
     arguments = [mixed / name for name in SHARED]
     assert demo(tmp_path / "out", "--vocabulary", WORDS, "--input", *arguments) == 1
     captured = capsys.readouterr()
-    assert "1 of 5 images" in captured.out
+    assert "1 of 4 images" in captured.out
     lines = captured.err.splitlines()[-4:]
     for line, name, said in zip(
         lines,
-        [name for name in SHARED if name != "photo.jpg"],
-        ["pip install 'freecp_d2[heif]'", "--video-input", "not an image", "not an image"],
+        ("IMG_0001.HEIC", "report.pdf", "weights.h5", "clip.mpg"),
+        ("pip install 'freecp_d2[heif]'", "not an image", "not an image", "no frame can be read"),
         strict=True,
     ):
         assert line.startswith(f"freecp segment: {mixed / name}: ") and said in line
@@ -203,9 +214,9 @@ def test_other_files_that_are_named_are_faults(tmp_path, mixed, capsys):
 
 
 def named(folder: Path, *names: str, records: dict | None = None) -> dict[str, str]:
-    jobs = segment.name_results([folder / name for name in names], records or {})
+    jobs = name_results([folder / name for name in names], folder, records or {})
     assert len({job.name for job in jobs}) == len(jobs)
-    return {job.image: job.name for job in jobs}
+    return {job.file_name: job.name for job in jobs}
 
 
 def test_names_of_results(tmp_path):
@@ -308,14 +319,14 @@ def test_memory_that_runs_out_on_an_image_stops_no_other(
     folder.mkdir()
     for name in ("a.png", "b.png", "c.png"):
         Image.fromarray(scene[:60, :80]).save(folder / name)
-    call = FreeCPPredictor.__call__
+    encode = FreeCPPredictor.encode
 
     def limited(self, image, *args):
         if Path(image).name == "b.png":
             raise error
-        return call(self, image, *args)
+        return encode(self, image, *args)
 
-    monkeypatch.setattr(FreeCPPredictor, "__call__", limited)
+    monkeypatch.setattr(FreeCPPredictor, "encode", limited)
     output = tmp_path / "out"
     assert demo(output, "--vocabulary", WORDS, "--input", folder) == 1
     captured = capsys.readouterr()
@@ -339,7 +350,7 @@ def test_other_runtime_errors_are_not_hidden(tmp_path, images, monkeypatch):
     def fail(*_: object) -> None:
         raise RuntimeError("a mistake of this program")
 
-    monkeypatch.setattr(FreeCPPredictor, "__call__", fail)
+    monkeypatch.setattr(FreeCPPredictor, "encode", fail)
     with pytest.raises(RuntimeError, match="a mistake"):
         demo(tmp_path / "out", "--vocabulary", WORDS, "--input", images)
 
@@ -354,43 +365,254 @@ def test_names_of_other_scripts_are_drawn(scene, monkeypatch, caplog):
     result = replace(result, shares=np.eye(4)[3])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        segment.overlay({"title": result})
-        figure = segment.maps_figure(predictor, encoded, result, words)
+        overlay({"title": result})
+        figure = maps_figure(predictor, encoded, result, words)
         figure.savefig(io.BytesIO())
     titles = [axis.get_title() for axis in figure.axes]
     assert any(title.startswith("□") for title in titles)
     assert sum("U+10FFFD" in record.getMessage() for record in caplog.records) <= 1
 
 
+def write_clip(path: Path, scene: np.ndarray, frames: int = 4) -> Path:
+    """A video of 128 x 96 pixels that moves over the scene."""
+    codec = cv2.VideoWriter.fourcc(*("MJPG" if path.suffix == ".avi" else "mp4v"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer = cv2.VideoWriter(str(path), codec, 10, (128, 96))
+    for shift in range(frames):
+        writer.write(np.ascontiguousarray(scene[40:136, shift * 40 : shift * 40 + 128, ::-1]))
+    writer.release()
+    return path
+
+
+def read_clip(path: Path) -> list[np.ndarray]:
+    """Its frames, RGB."""
+    capture, frames = cv2.VideoCapture(str(path)), []
+    while (read := capture.read())[0]:
+        frames.append(np.ascontiguousarray(read[1][:, :, ::-1]))
+    return frames
+
+
 @pytest.mark.parametrize("suffix", ["mp4", "avi"])
 def test_video(tmp_path, scene, suffix, capsys):
-    source = tmp_path / f"clip.{suffix}"
-    codec = cv2.VideoWriter.fourcc(*("mp4v" if suffix == "mp4" else "MJPG"))
-    writer = cv2.VideoWriter(str(source), codec, 10, (128, 96))
-    for shift in range(4):
-        writer.write(np.ascontiguousarray(scene[40:136, shift * 8 : shift * 8 + 128, ::-1]))
-    writer.release()
-    arguments = ("--vocabulary", "sky,lawn,road", "--base", "--video-input", source)
-    assert demo(tmp_path / "out", *arguments) == 0
-    written = tmp_path / "out" / "clip_overlay.mp4"
+    source = write_clip(tmp_path / f"clip.{suffix}", scene)
+    arguments = ("--vocabulary", "sky,lawn,road", "--base", "--input", source)
+    output = tmp_path / "out"
+    assert demo(output, *arguments) == 0
+    written = output / "overlays" / "clip.mp4"
     said = [line for line in capsys.readouterr().err.splitlines() if str(written) in line]
-    codec = int(cv2.VideoCapture(str(written)).get(cv2.CAP_PROP_FOURCC)).to_bytes(4, "little")
-    assert codec in (b"avc1", b"h264", b"H264") if not said else "browsers" in said[0]
-    assert [p.name for p in (tmp_path / "out").iterdir()] == [written.name]
     capture = cv2.VideoCapture(str(written))
-    frames = []
-    while (read := capture.read())[0]:
-        frames.append(read[1])
-    assert len(frames) == 4 and frames[0].shape == (96, 256, 3)
+    codec = int(capture.get(cv2.CAP_PROP_FOURCC)).to_bytes(4, "little")
+    assert codec in (b"avc1", b"h264", b"H264") if not said else "browsers" in said[0]
     assert capture.get(cv2.CAP_PROP_FPS) == pytest.approx(10)
-    # The right half is what the predictor draws on the first frame, but for compression.
-    first = cv2.VideoCapture(str(source)).read()[1]
+    assert list(files(output)) == ["overlays/clip.mp4"]
+    frames = read_clip(written)
+    assert len(frames) == 4 and frames[0].shape == (96, 256, 3)
+    # In every frame the right half is what the predictor draws, but for compression: names and
+    # colours stay.
     predictor = FreeCPPredictor("scenes/clearclip", OPTS)
-    drawn = predictor(np.ascontiguousarray(first[:, :, ::-1]), ["sky", "lawn", "road"]).draw()
-    assert np.abs(frames[0][:, 128:, ::-1].astype(int) - drawn).mean() < 10
+    colors = predictor(scene, ["sky", "lawn", "road"]).colors
+    for frame, original in zip(frames, read_clip(source), strict=True):
+        result = predictor(original, ["sky", "lawn", "road"])
+        assert np.abs(frame[:, 128:].astype(int) - result.draw()).mean() < 10
+        assert result.class_names == ("sky", "lawn", "road")
+        assert np.array_equal(result.colors, colors)
     stamp = written.stat().st_mtime_ns
-    assert demo(tmp_path / "out", *arguments) == 0
+    assert demo(output, "--vocabulary", "sky,lawn,road", "--base", "--video-input", source) == 0
+    assert f"{written} is done already" in capsys.readouterr().out
     assert written.stat().st_mtime_ns == stamp
+
+
+def test_a_video_of_which_something_has_changed_is_done_anew(tmp_path, scene, capsys):
+    source, output = write_clip(tmp_path / "clip.avi", scene, 1), tmp_path / "out"
+    written = output / "overlays" / "clip.mp4"
+
+    def run(*arguments: object) -> tuple[bool, tuple[int, ...]]:
+        before = written.stat().st_mtime_ns if written.exists() else None
+        assert demo(output, "--input", source, *arguments) == 0
+        said = "is done already" in capsys.readouterr().out
+        assert said == (written.stat().st_mtime_ns == before)
+        return said, read_clip(written)[0].shape
+
+    words = ("--vocabulary", "sky,lawn,road")
+    assert run(*words) == (False, (96, 128, 3))
+    assert run(*words) == (True, (96, 128, 3))
+    assert run("--vocabulary", "sky,lawn,mushroom") == (False, (96, 128, 3))
+    assert run(*words)[0] is False
+    assert run(*words, "--base") == (False, (96, 256, 3))
+    assert run(*words, "--base", "--opts", "MODEL.FREECP.REDUNDANCY_THRESHOLD", "0.9")[0] is False
+    assert run(*words)[0] is False
+    write_clip(source, scene[:, ::-1], 1)
+    assert run(*words)[0] is False
+    written.unlink()
+    assert run(*words)[0] is False
+
+    other = write_clip(tmp_path / "other" / "clip.avi", scene, 1)
+    before = files(output)
+    assert demo(output, *words, "--input", other) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert f"{other} would overwrite the results of {source}" in last
+    assert files(output) == before
+    other.write_bytes(b"no video")
+    assert demo(tmp_path / "there", *words, "--input", other) == 1
+    assert "no frame can be read" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "there").exists()
+
+
+def test_images_and_videos_together(tmp_path, scene, capsys):
+    """As telephones name a picture and its moment; a video in a folder is not segmented unasked."""
+    folder = tmp_path / "in"
+    for name in ("IMG_1.mov", "b/IMG_1.MP4", "b/IMG_1.avi"):
+        write_clip(folder / name, scene, 1)
+    Image.fromarray(scene[:60, :80]).save(folder / "IMG_1.jpg")
+    words, output = ("--vocabulary", "sky,lawn"), tmp_path / "out"
+    assert demo(output, *words, "--input", folder) == 0
+    assert "skipped IMG_1.mov, IMG_1.MP4, IMG_1.avi: videos are" in capsys.readouterr().err
+    images = {"labels/IMG_1.png", "overlays/IMG_1.png", "segmentation.json"}
+    assert set(files(output)) == images
+    given = (folder, folder / "*.mov", folder / "b" / "IMG_1.MP4", folder / "b" / "IMG_1.avi")
+    assert demo(output, *words, "--input", *given) == 0
+    captured = capsys.readouterr()
+    assert "1 of 1 images are done already" in captured.out and "skipped" not in captured.err
+    videos = {"IMG_1", "b/IMG_1_MP4", "b/IMG_1_avi"}
+    assert set(files(output)) == images | {f"overlays/{name}.mp4" for name in videos}
+
+
+def test_a_video_in_the_folder_of_the_output_is_not_overwritten(tmp_path, scene, capsys):
+    source = write_clip(tmp_path / "overlays" / "clip.mp4", scene, 1)
+    before = source.read_bytes()
+    assert demo(tmp_path, "--vocabulary", "sky,lawn", "--input", source) == 1
+    assert "clip.mp4 would be overwritten" in capsys.readouterr().err.splitlines()[-1]
+    assert source.read_bytes() == before
+
+
+def test_masks(tmp_path, images, capsys):
+    """They are the label map's, a file a class, and go when their class goes."""
+    os.remove(images / "a" / "broken.png")
+    output = tmp_path / "out"
+    arguments = ("--vocabulary", "sky,lawn,a/b", "--input", images)
+    assert demo(output, *arguments, "--masks") == 0
+    names = ("sky", "lawn", "a_b")
+    for name in ("a/x", "b/x", "y"):
+        labels = np.asarray(Image.open(output / "labels" / f"{name}.png"))
+        written = {p.stem: np.asarray(Image.open(p)) for p in (output / "masks" / name).iterdir()}
+        assert set(written) == {names[label] for label in np.unique(labels) if label != 255}
+        for stem, mask in written.items():
+            assert np.array_equal(mask, 255 * (labels == names.index(stem)))
+    assert demo(output, *arguments) == 1
+    assert "other settings (--masks)" in capsys.readouterr().err.splitlines()[-1]
+    (output / "masks" / "y" / "sky.png").unlink()
+    assert demo(output, *arguments, "--masks") == 0
+    assert "2 of 3 images are done already" in capsys.readouterr().out
+    assert (output / "masks" / "y" / "sky.png").is_file()
+
+    only_sky = np.asarray(Image.open(images / "a" / "x.png"))[:32, :32]
+    Image.fromarray(only_sky).save(images / "y.jpg")
+    assert demo(output, *arguments, "--masks") == 0
+    labels = np.asarray(Image.open(output / "labels" / "y.png"))
+    assert {p.stem for p in (output / "masks" / "y").iterdir()} == {
+        names[label] for label in np.unique(labels) if label != 255
+    }
+
+
+def test_detectron2_loads_the_label_maps(tmp_path, images):
+    """`load_sem_seg` does not look into folders below, which are loaded one by one."""
+    os.remove(images / "a" / "broken.png")
+    for name in ("z.jpg", "clash.jpg", "clash.tif"):
+        Image.open(images / "y.jpg").crop((0, 0, 64, 64)).save(images / name)
+    output = tmp_path / "out"
+    assert demo(output, "--vocabulary", WORDS, "--input", images) == 0
+    for folder, suffix, names in (
+        (".", "jpg", ["y", "z"]),
+        ("a", "png", ["x"]),
+        ("b", "png", ["x"]),
+    ):
+        pairs = load_sem_seg(output / "labels" / folder, images / folder, image_ext=suffix)
+        assert [Path(pair["file_name"]).stem for pair in pairs] == names
+        for pair in pairs:
+            image, labels = (Path(pair[key]) for key in ("file_name", "sem_seg_file_name"))
+            assert image.stem == labels.stem
+            assert Image.open(image).size == Image.open(labels).size
+
+
+def test_names_are_below_the_folder_that_is_given(tmp_path, scene):
+    """Whatever lies in it: its label maps pair with it before and after more images come."""
+    one = tmp_path / "in" / "a" / "x.png"
+    one.parent.mkdir(parents=True)
+    Image.fromarray(scene[:20, :20]).save(one)
+    folder = str(tmp_path / "in")
+    for given, root in (
+        ([folder], "in"),
+        ([str(one)], "in/a"),
+        ([f"{folder}/*/x.png"], "in"),
+        ([f"{folder}/**/x.png", str(one)], "in"),
+        ([str(one), folder], "in"),
+    ):
+        found = find_inputs(given, tmp_path / "out")
+        assert (found.root, found.images) == (tmp_path / root, [one])
+
+
+def test_coco_of_stuff(tmp_path, images):
+    """An annotation a class and image, none of pixels without a class, as two readers see it."""
+    os.remove(images / "a" / "broken.png")
+    output = tmp_path / "out"
+    opts = ("--opts", "MODEL.FREECP.REDUNDANCY_THRESHOLD", "0.42")
+    assert demo(output, "--vocabulary", WORDS, "--input", images, *opts) == 0
+    coco = COCO(output / "segmentation.json")
+    name = f"test_coco_of_stuff_{tmp_path.name}"
+    loaded = load_coco_json(str(output / "segmentation.json"), str(images), name)
+    meta = MetadataCatalog.get(name)
+    assert meta.thing_classes == WORDS.split(",")
+    assert len(loaded) == 3
+    shares = []
+    for record in loaded:
+        image = Path(record["file_name"])
+        labels = output / "labels" / image.relative_to(images).with_suffix(".png")
+        want = np.asarray(Image.open(labels))
+        assert image.is_file() and want.shape == (record["height"], record["width"])
+        shares.append((want == 255).mean())
+        for annotations, key in (
+            (coco.imgToAnns[record["image_id"]], "category_id"),
+            (record["annotations"], "category_id"),
+        ):
+            got = np.full(want.shape, 255)
+            for annotation in annotations:
+                assert annotation["iscrowd"] == 0
+                mask = pycocotools.mask.decode(annotation["segmentation"]) > 0
+                assert mask.any() and (got[mask] == 255).all()
+                got[mask] = annotation[key]
+            assert np.array_equal(got, want)
+            assert len({a["category_id"] for a in annotations}) == len(annotations)
+    assert any(0 < share < 1 for share in shares)
+
+
+def test_pixels_without_a_class_are_in_title_and_legend(scene, monkeypatch):
+    predictor = FreeCPPredictor("scenes/clearclip", OPTS)
+    words = predictor.prepare(["sky", "lawn", "road", "sea"])
+    encoded = predictor.encode(scene[:112, :112])
+    whole = predictor.segment(encoded, words)
+    said: list[tuple[str, str]] = []
+
+    def listen(pen, position, text, size, ink):
+        said.append((text, ink))
+        draw_text(pen, position, text, size, ink)
+
+    monkeypatch.setattr("freecp_d2.cli.segment.pictures.draw_text", listen)
+    full = replace(whole, label_map=np.zeros((112, 112), int), shares=np.eye(4)[0])
+    labels = np.zeros((112, 112), int)
+    labels[:28] = full.nothing
+    three_quarters = replace(full, label_map=labels, shares=0.75 * np.eye(4)[0])
+    sheet = np.asarray(overlay({"a alone": full, "a + B": three_quarters}))
+    assert ("a alone", "black") in said and ("a + B, 25.0 % nothing", "black") in said
+    row = said.index(("nothing", "dimgray"))
+    assert said[row : row + 3] == [("nothing", "dimgray"), ("–", "dimgray"), ("25.0 %", "dimgray")]
+    assert (sheet == NOTHING).all(axis=-1).sum() > 50  # the swatch
+    said.clear()
+    overlay({"a + B": full})
+    assert "nothing" not in " ".join(text for text, _ in said)
+    figure = maps_figure(predictor, encoded, three_quarters, words)
+    label_map = next(a for a in figure.axes if a.get_title() == "label map, 25.0 % nothing")
+    picture = label_map.get_images()[0].get_array()
+    assert (picture[:28] == NOTHING).all() and (picture[28:] == full.colors[0]).all()
 
 
 @pytest.mark.parametrize(
@@ -412,7 +634,10 @@ def test_video(tmp_path, scene, suffix, capsys):
             ("--input", "IMAGE", "--base", "--opts", "MODEL.FREECP.ENABLED", "False"),
             "leave out --base",
         ),
+        (("--input", "nowhere.mp4"), "no video matches it"),
         (("--video-input", "nowhere.mp4"), "nowhere.mp4: no such file"),
+        (("--video-input", "TEXT", "--maps"), "--maps and --masks are of images"),
+        (("--video-input", "TEXT", "--masks"), "--maps and --masks are of images"),
         (("--video-input", "TEXT"), "no frame can be read"),
     ],
 )
@@ -430,12 +655,9 @@ def test_misuse_is_one_sentence(tmp_path, images, capsys, arguments, sentence):
     assert not output.exists() or not list(output.iterdir())
 
 
-def test_unknown_config_and_wrong_options(tmp_path, images, capsys):
+def test_unknown_config(tmp_path, images, capsys):
     assert demo(tmp_path / "out", "--input", images, config="scenes/clerclip") == 1
     assert "scenes/clearclip" in capsys.readouterr().err.splitlines()[-1]
-    with pytest.raises(SystemExit):
-        demo(tmp_path / "out", "--video-input", "v.mp4", "--maps")
-    assert "--maps is for images" in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
