@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Collection
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from tqdm import tqdm
@@ -10,10 +10,12 @@ from tqdm import tqdm
 T = TypeVar("T")
 
 
-def progress(items: Collection[T], *, desc: str, unit: str, disable: bool = False) -> "tqdm[T]":
+def progress(
+    items: Iterable[T], *, total: int, desc: str, unit: str, disable: bool = False
+) -> "tqdm[T]":
     """`items` with a bar on the standard error; where that is no terminal, every twentieth part."""
     rarely: dict[str, Any] = {}
     if not sys.stderr.isatty():
-        miniters = max(len(items) // 20, 1)
+        miniters = max(total // 20, 1)
         rarely = {"miniters": miniters, "mininterval": 0, "maxinterval": math.inf}
-    return tqdm(items, desc=desc, unit=unit, disable=disable, **rarely)
+    return tqdm(items, total=total, desc=desc, unit=unit, disable=disable, **rarely)

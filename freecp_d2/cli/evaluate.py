@@ -106,7 +106,7 @@ def evaluate(args: argparse.Namespace) -> dict:
     for name, evaluator in zip(cfg.DATASETS.TEST, evaluators, strict=True):
         hidden = not comm.is_main_process()
         images = Trainer.build_test_loader(cfg, name)
-        loader = progress(images, desc=name, unit="image", disable=hidden)
+        loader = progress(images, total=len(images), desc=name, unit="image", disable=hidden)
         results[name] = inference_on_dataset(model, loader, evaluator)
         if comm.is_main_process():
             print_csv_format(results[name])

@@ -139,7 +139,9 @@ class TextEncoder:
             with self._lock:
                 sentences = chain.from_iterable(missing.values())
                 tokens = _tokenize(self.tokenizer, sentences, self.model.context_length)
-            for key, entry in progress(missing.items(), desc="encoding text", unit="entry"):
+            for key, entry in progress(
+                missing.items(), total=len(missing), desc="encoding text", unit="entry"
+            ):
                 features[key] = _encode(self.model, [entry], tokens)[0]
                 if folder is not None:
                     self._write(folder / f"{key}.safetensors", features[key])
@@ -291,7 +293,9 @@ def _encode(
     unique = list(dict.fromkeys(chain.from_iterable(entries)))
     starts = range(0, len(unique), batch_size)
     embeddings = []
-    for start in progress(starts, desc="encoding text", unit="batch", disable=not shown):
+    for start in progress(
+        starts, total=len(starts), desc="encoding text", unit="batch", disable=not shown
+    ):
         batch = torch.stack([tokens[sentence] for sentence in unique[start : start + batch_size]])
         embedded = model.encode_text(batch.to(model.logit_scale.device))
         embeddings.append(F.normalize(embedded.float(), dim=-1).cpu())
