@@ -41,6 +41,8 @@ HIDING, LEAVING = 1.5, 0.5
 each piece wholly hidden, and for GRID cells between the box and the middle of the piece."""
 ROOM = -0.75
 """What a place must be worth."""
+NARROWER = 0.1
+"""What a place for a name in narrower lines must be worth beside that for the name in wide ones."""
 
 
 class Name(NamedTuple):
@@ -140,25 +142,32 @@ def place_names(labels: np.ndarray, class_names: Sequence[str]) -> list[Name]:
     for number, bounds in enumerate(ndimage.find_objects(largest)):
         label = int(labels_of[number])
         for size in sizes:
-            lines, box_width, box_height = _text_box(class_names[label], size, width)
-            # One cell more: positions are rounded.
-            rows, columns = (int(np.ceil(side / step)) + 1 for side in (box_height, box_width))
-            if rows > grid.shape[0] or columns > grid.shape[1]:
-                continue
-            near = max(1, round(size / 4 / step))
-            window = _grown(bounds, rows + near, columns + near)
-            place = _best_place(
-                largest[window] == number + 1,
-                share_of_piece[window],
-                taken[window],
-                (rows, columns),
-                near,
-            )
-            if place:
-                top, left = place[0] + window[0].start, place[1] + window[1].start
-                taken[top : top + rows, left : left + columns] = 1
-                left, top = int(np.ceil(left * step)), int(np.ceil(top * step))
-                names.append(Name(label, lines, size, left, top, box_width, box_height))
+            name, least = None, ROOM
+            for lines in _layouts(class_names[label], size, width):
+                box_width, box_height = _box_size(lines, size)
+                # One cell more: positions are rounded.
+                rows, columns = (int(np.ceil(side / step)) + 1 for side in (box_height, box_width))
+                if rows > grid.shape[0] or columns > grid.shape[1]:
+                    continue
+                near = max(1, round(size / 4 / step))
+                window = _grown(bounds, rows + near, columns + near)
+                worths = _worths(
+                    largest[window] == number + 1,
+                    share_of_piece[window],
+                    taken[window],
+                    (rows, columns),
+                    near,
+                )
+                if worths.max() >= least:
+                    least = worths.max() + NARROWER
+                    y, x = np.unravel_index(worths.argmax(), worths.shape)
+                    top, left = int(y) + window[0].start, int(x) + window[1].start
+                    box = slice(top, top + rows), slice(left, left + columns)
+                    left, top = int(np.ceil(left * step)), int(np.ceil(top * step))
+                    name = Name(label, lines, size, left, top, box_width, box_height)
+            if name:
+                taken[box] = 1
+                names.append(name)
                 break
     return names
 
@@ -185,14 +194,14 @@ def _largest_pieces(
     return numbers[pieces], label_of[chosen]
 
 
-def _best_place(
+def _worths(
     piece: np.ndarray,
     share_of_piece: np.ndarray,
     taken: np.ndarray,
     box: tuple[int, int],
     near: int,
-) -> tuple[int, int] | None:
-    """Top and left of a name's box on or `near` a piece; None without room."""
+) -> np.ndarray:
+    """What each top and left of a name's box on or `near` a piece is worth; elsewhere -inf."""
     rows, columns = box
     mask = piece.astype(np.uint8)
     beside = _box_sums(np.pad(mask, near), rows + 2 * near, columns + 2 * near) > 0
@@ -202,14 +211,12 @@ def _best_place(
     middle = deep[np.abs(deep - np.argwhere(piece).mean(axis=0)).sum(axis=1).argmin()]
     y, x = np.ogrid[: free.shape[0], : free.shape[1]]
     away = np.hypot(y + (rows - 1) / 2 - middle[0], x + (columns - 1) / 2 - middle[1])
-    worth = (
+    worths = (
         _box_sums(mask, rows, columns) / (rows * columns)
         - HIDING * _box_sums(share_of_piece, rows, columns)
         - LEAVING * away / GRID
     )
-    worth[~free] = -np.inf
-    best = np.unravel_index(worth.argmax(), worth.shape)
-    return (int(best[0]), int(best[1])) if worth[best] >= ROOM else None
+    return np.where(free, worths, -np.inf)
 
 
 def _box_sums(values: np.ndarray, rows: int, columns: int) -> np.ndarray:
@@ -230,12 +237,23 @@ def _text_size(height: int, width: int) -> int:
     return max(SMALLEST_TEXT, round((height * width) ** 0.5 / 36))
 
 
-def _text_box(name: str, size: int, width: int) -> tuple[list[str], int, int]:
-    """Lines, and width and height of the box around them, for a picture of a width."""
-    margin = 2 * round(0.3 * size)
-    lines = wrap_text(name, size, max(width / 2, min(width, 12 * size) - margin - 2))
+def _layouts(name: str, size: int, width: int) -> list[list[str]]:
+    """A name in lines for a picture of a width, and where it can, in lines half as wide."""
+    limit = max(width / 2, min(width, 12 * size) - size)
+    lines = wrap_text(name, size, limit)
+    half = 0.55 * max(text_length(line, size) for line in lines)
+    word = max((text_length(word, size) for word in name.split()), default=0)
+    narrower = wrap_text(name, size, min(limit, max(half, word)))
+    return [lines, narrower] if narrower != lines else [lines]
+
+
+def _box_size(lines: list[str], size: int) -> tuple[int, int]:
+    """Width and height of the box around lines."""
     longest = max(text_length(line, size) for line in lines)
-    return lines, int(np.ceil(longest)) + margin, line_height(size) * len(lines) + size // 4
+    return (
+        int(np.ceil(longest)) + 2 * round(0.3 * size),
+        line_height(size) * len(lines) + size // 4,
+    )
 
 
 def _blend(

@@ -71,7 +71,7 @@ def purify_windows(
     """
     device = words.text.device
     windows: list[Window] = []
-    pixels: list[Tensor] = []
+    pixels: list[list[Tensor]] = []
     candidates: list[Candidates] = []
     for batch in encoded.batches:
         if batch.features is None:
@@ -86,7 +86,7 @@ def purify_windows(
                 redundancy_threshold,
             )
         windows += batch.windows
-        pixels.append(batch.pixels)
+        pixels.append([encoded.images[w.image][:, w.rows, w.columns] for w in batch.windows])
         candidates.append(selected)
     with timer.stage("purify", device):
         try:
@@ -99,7 +99,7 @@ def purify_windows(
     with timer.stage("ambiguity", device):
         outcomes = [
             head.compete(
-                images,
+                views,
                 batch.refined,
                 stays,
                 words.descriptions,
@@ -107,7 +107,7 @@ def purify_windows(
                 words.num_background,
                 ambiguity_threshold,
             )
-            for images, batch, stays in zip(pixels, candidates, kept_on_host, strict=True)
+            for views, batch, stays in zip(pixels, candidates, kept_on_host, strict=True)
         ]
         kept, beaten_by, consistency = to_host(
             [

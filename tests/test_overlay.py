@@ -200,6 +200,16 @@ def test_long_names_on_portraits():
     assert len(names[0].lines) > 1
 
 
+def test_lines_are_narrower_where_the_piece_is():
+    labels = np.zeros((200, 300), np.uint16)
+    labels[:, 220:275] = 1
+    class_names = ["the sky above", "traffic light"]
+    names = place_names(labels, class_names)
+    check(names, labels, class_names)
+    assert [name.lines for name in names] == [["the sky above"], ["traffic", "light"]]
+    assert names[1].left + names[1].width / 2 == pytest.approx(247, abs=6)
+
+
 def test_letters_are_smaller_where_there_is_less_room():
     labels = np.arange(64, dtype=np.uint16).reshape(8, 8).repeat(150, axis=0).repeat(200, axis=1)
     class_names = [f"quite a name, {i}" for i in range(64)]

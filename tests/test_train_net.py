@@ -157,15 +157,6 @@ def test_the_progress_has_an_eta(purified):
     assert re.search(r"1/3 \[\d\d:\d\d<\d\d:\d\d,", bars[1])
 
 
-@pytest.mark.parametrize(("images", "updates"), [(7, 7), (200, 20), (1000, 20)])
-def test_the_progress_is_updated_twenty_times(images, updates, capsys):
-    assert list(evaluate.progress(list(range(images)), "mine")) == list(range(images))
-    _, err = capsys.readouterr()
-    assert len(re.findall(r"mine: +\d+%", err)) <= updates + 2
-    assert len(re.findall(r"mine: +\d+%", err)) >= updates
-    assert "\n" not in err.rstrip("\n")
-
-
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [

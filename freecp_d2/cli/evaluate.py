@@ -9,7 +9,6 @@ has no parameters of its own, and CLIP (MODEL.CLIP.PRETRAINED) stays frozen.
 
 import argparse
 import logging
-import math
 import os
 import runpy
 import sys
@@ -25,7 +24,6 @@ from detectron2.engine import DefaultTrainer, default_argument_parser, default_s
 from detectron2.evaluation import inference_on_dataset, print_csv_format, verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
-from tqdm import tqdm
 
 from ..config import config_path, load_config
 from ..data.mapper import InferenceMapper
@@ -35,6 +33,7 @@ from ..evaluation.facts import facts_of
 from ..evaluation.sem_seg import require_registered
 from ..evaluation.table import markdown_table
 from ..files import require_writable
+from ..progress import progress
 
 
 class Trainer(DefaultTrainer):
@@ -105,7 +104,9 @@ def evaluate(args: argparse.Namespace) -> dict:
         evaluator.facts.update(facts)
     results = OrderedDict()
     for name, evaluator in zip(cfg.DATASETS.TEST, evaluators, strict=True):
-        loader = progress(Trainer.build_test_loader(cfg, name), name)
+        hidden = not comm.is_main_process()
+        images = Trainer.build_test_loader(cfg, name)
+        loader = progress(images, desc=name, unit="image", disable=hidden)
         results[name] = inference_on_dataset(model, loader, evaluator)
         if comm.is_main_process():
             print_csv_format(results[name])
@@ -131,15 +132,6 @@ def segment_base(model: Any, image: dict[str, Any]) -> torch.Tensor:
     """
     (result,) = model.segment_base(model.encode([image], base=True), model.words)
     return result["label_map"]
-
-
-def progress(loader: torch.utils.data.DataLoader, name: str) -> tqdm:
-    """`loader` with a progress bar of rank 0; where nobody watches it, every twentieth part."""
-    rarely: dict[str, Any] = {}
-    if not sys.stderr.isatty():
-        rarely = {"miniters": max(len(loader) // 20, 1), "mininterval": 0, "maxinterval": math.inf}
-    hidden = not comm.is_main_process()
-    return tqdm(loader, desc=name, unit="image", disable=hidden, **rarely)
 
 
 def _keep_in_the_file(output_dir: str) -> None:

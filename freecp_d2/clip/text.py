@@ -21,9 +21,9 @@ from open_clip.tokenizer import SimpleTokenizer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
-from tqdm import tqdm
 
 from ..data.vocabulary import describe, in_words
+from ..progress import progress
 from .loading import Tokenizer
 
 KEPT_ENTRIES = 4096
@@ -71,7 +71,7 @@ def encode_sentences(
     if not sentences:
         return torch.zeros(0, model.visual.output_dim)
     tokens = _tokenize(tokenizer, chain.from_iterable(sentences), model.context_length)
-    return _encode(model, sentences, tokens, batch_size, progress=True)
+    return _encode(model, sentences, tokens, batch_size, shown=True)
 
 
 class TextEncoder:
@@ -139,7 +139,7 @@ class TextEncoder:
             with self._lock:
                 sentences = chain.from_iterable(missing.values())
                 tokens = _tokenize(self.tokenizer, sentences, self.model.context_length)
-            for key, entry in tqdm(missing.items(), desc="encoding text", unit="entry"):
+            for key, entry in progress(missing.items(), desc="encoding text", unit="entry"):
                 features[key] = _encode(self.model, [entry], tokens)[0]
                 if folder is not None:
                     self._write(folder / f"{key}.safetensors", features[key])
@@ -285,13 +285,13 @@ def _encode(
     entries: Sequence[Sequence[str]],
     tokens: Mapping[str, Tensor],
     batch_size: int = 256,
-    progress: bool = False,
+    shown: bool = False,
 ) -> Tensor:
     """:func:`encode_sentences` of at least one entry, by the tokens of each sentence."""
     unique = list(dict.fromkeys(chain.from_iterable(entries)))
     starts = range(0, len(unique), batch_size)
     embeddings = []
-    for start in tqdm(starts, desc="encoding text", unit="batch", disable=not progress):
+    for start in progress(starts, desc="encoding text", unit="batch", disable=not shown):
         batch = torch.stack([tokens[sentence] for sentence in unique[start : start + batch_size]])
         embedded = model.encode_text(batch.to(model.logit_scale.device))
         embeddings.append(F.normalize(embedded.float(), dim=-1).cpu())

@@ -268,7 +268,7 @@ class PurificationHead(nn.Module):
     @torch.no_grad()
     def compete(
         self,
-        images: Tensor,
+        images: Tensor | Sequence[Tensor],
         refined: Tensor,
         kept_on_host: np.ndarray,
         descriptions: Tensor,
@@ -279,6 +279,7 @@ class PurificationHead(nn.Module):
         """Ambiguity purification. The device is waited for once.
 
         Args:
+            images: B normalised windows (3, H, W).
             refined, kept_on_host: (B, C, h, w) and (B, C) bool, of :meth:`select` and
                 :func:`kept_classes`.
             num_background, threshold: in place of the head's own and of its ambiguity threshold.

@@ -165,7 +165,7 @@ def ambiguous_groups(soft_iou: np.ndarray, threshold: float) -> list[np.ndarray]
 
 
 def resolve_ambiguity(
-    images: Tensor,
+    images: Tensor | Sequence[Tensor],
     refined: Tensor,
     kept: np.ndarray,
     descriptions: Tensor,
@@ -177,7 +177,7 @@ def resolve_ambiguity(
     """Keep of every group of look-alike classes those that win a crop (METHOD.md step 6).
 
     Args:
-        images: (B, 3, H, W) normalised windows.
+        images: B normalised windows (3, H, W).
         refined: (B, C, h, w) in [0, 1].
         kept: (B, C) bool, the classes that stayed so far.
         descriptions: (C, D) of unit length.
