@@ -460,7 +460,7 @@ def test_a_video_of_which_something_has_changed_is_done_anew(tmp_path, scene, ca
 
 def test_images_and_videos_together(tmp_path, scene, capsys):
     """As telephones name a picture and its moment; a video in a folder is not segmented unasked."""
-    folder = tmp_path / "in"
+    folder = tmp_path / "pictures and.mov"  # a folder all the same
     for name in ("IMG_1.mov", "b/IMG_1.MP4", "b/IMG_1.avi"):
         write_clip(folder / name, scene, 1)
     Image.fromarray(scene[:60, :80]).save(folder / "IMG_1.jpg")
