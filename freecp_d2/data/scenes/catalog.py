@@ -7,8 +7,8 @@ from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
-from tqdm import tqdm
 
+from ...progress import progress
 from .classes import CLASSES, COLORS
 from .scene import HEIGHT, WIDTH, draw_scene
 
@@ -63,7 +63,7 @@ def write_scenes(folder: Path, seeds: range) -> None:
         part.chmod(0o755)
         for kind in ("images", "annotations"):
             (part / kind).mkdir()
-        for seed in tqdm(seeds, desc=f"drawing {folder}", unit="scene"):
+        for seed in progress(seeds, total=len(seeds), desc=f"drawing {folder}", unit="scene"):
             scene = draw_scene(seed)
             Image.fromarray(scene.image).save(part / "images" / _file_name(seed))
             Image.fromarray(scene.labels).save(part / "annotations" / _file_name(seed))
