@@ -99,10 +99,7 @@ class Segmentation:
     @property
     def masks(self) -> dict[str, np.ndarray]:
         """The masks of the classes that are somewhere, the largest first."""
-        order = np.argsort(-self.shares, kind="stable")
-        return {
-            self.class_names[i]: self.mask(self.class_names[i]) for i in order if self.shares[i]
-        }
+        return {name: self.mask(name) for name in _names_somewhere(self)}
 
     def draw(self, alpha: float = 0.6, scale: float = 1.0) -> np.ndarray:
         """The image under its label map, with outlines and names.
@@ -330,16 +327,16 @@ def mask_files(segmentation: Segmentation) -> Iterator[tuple[str, np.ndarray]]:
     """(<class>.png, (H, W) bool) of every class that is somewhere.
 
     Characters that a file name cannot have are "_"; of names that are then alike, or too long, the
-    later ones have a number.
+    later ones have a number. One mask is in memory at a time.
     """
     taken: set[str] = set()
-    for name, mask in segmentation.masks.items():
+    for name in _names_somewhere(segmentation):
         safe = os.fsencode(_UNSAFE.sub("_", name).strip(". ") or "_")[:LONGEST_STEM]
         stem = safe.decode(errors="ignore")
         if stem in taken:
             stem = f"{stem}_{len(taken)}"
         taken.add(stem)
-        yield f"{stem}.png", mask
+        yield f"{stem}.png", segmentation.mask(name)
 
 
 def write_masks(folder: Path, segmentation: Segmentation) -> list[Path]:
@@ -349,6 +346,13 @@ def write_masks(folder: Path, segmentation: Segmentation) -> list[Path]:
         files.append(folder / name)
         write_png(files[-1], Image.fromarray(mask.astype(np.uint8) * 255))
     return files
+
+
+def _names_somewhere(segmentation: Segmentation) -> list[str]:
+    """Of the classes that have pixels, the largest first."""
+    order = np.argsort(-segmentation.shares, kind="stable")
+    names = (segmentation.class_names[i] for i in order if segmentation.shares[i])
+    return list(dict.fromkeys(names))
 
 
 def _percent(share: float) -> str:

@@ -105,7 +105,8 @@ def main() -> None:
             return
         picture = take(url, 1280, "light")
     # Of Pillow's methods the one that keeps the few pixels of the legend's colours.
-    few = picture.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    picture = picture.convert("RGB")
+    few = picture.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=3, dither=Image.Dither.NONE)
     few.save(args.output, optimize=True)
     print(f"{args.output}: {args.output.stat().st_size / 1000:.0f} kB")
 

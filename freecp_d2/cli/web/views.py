@@ -134,8 +134,7 @@ def _folded(title: str, items: Sequence[str]) -> str:
 def chart(answer: Answer) -> str:
     """Consistency as bars: of the classes that stay, and of those that nearly stayed.
 
-    Nearly: look-alikes that lost, and redundant classes above half of the threshold. What is far
-    from staying is folded.
+    Nearly: above half of the threshold, among them look-alikes that lost. The rest is folded.
     """
     purified, threshold = answer.purified, answer.redundancy_threshold
     removed = {entry.name: entry for entry in purified.removed}
@@ -145,7 +144,7 @@ def chart(answer: Answer) -> str:
     values = dict(zip(names, purified.consistency[order].tolist(), strict=True))
     kept = [name for name in names if name not in removed]
     gone = [name for name in names if name in removed]
-    nearly = [n for n in gone if removed[n].stage == "ambiguity" or values[n] > threshold / 2]
+    nearly = [name for name in gone if values[name] > threshold / 2]
     nearly = nearly[:NEARLY]
     scale = 100 / max([threshold, *values.values(), 1e-6])
 
