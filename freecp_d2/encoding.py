@@ -1,7 +1,8 @@
 """Images as CLIP sees them, window by window."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,13 @@ from torch import Tensor, nn
 from .clip import DenseCLIP, DenseFeatures
 from .sliding_window import Window, patch_padding
 from .timing import StageTimer
+
+WindowsDone: TypeAlias = Callable[[int, int], None]
+"""Told how many windows of how many are encoded, after every batch of them."""
+
+
+def in_silence(done: int, total: int) -> None:
+    """Say nothing of the windows that are encoded."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +156,15 @@ def encode_images(
         ],
         batches=(timed(*batch) for batch in batches),
     )
+
+
+def encode_now(encoded: EncodedImages, total: int, windows_done: WindowsDone) -> EncodedImages:
+    """The same with all its windows, `total` of them, in memory."""
+    batches: list[EncodedWindows] = []
+    for batch in encoded.batches:
+        batches.append(batch)
+        windows_done(sum(len(b.windows) for b in batches), total)
+    return replace(encoded, batches=batches)
 
 
 def at_least_a_patch(image: Tensor, patch: Sequence[int]) -> Tensor:

@@ -1,7 +1,6 @@
 """FreeCP as a Detectron2 meta-architecture: normalise, windows, encode, purify, merge, label."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,11 +14,19 @@ from .clip.text import TextEncoder
 from .config import configured_vocabulary
 from .data import Vocabulary, load_descriptions
 from .data.benchmarks.protocols import SAME, BaseProtocol, base_protocol, with_protocol
-from .encoding import EncodedImages, Normalize, at_least_a_patch, encode_images
+from .encoding import (
+    EncodedImages,
+    Normalize,
+    WindowsDone,
+    at_least_a_patch,
+    encode_images,
+    encode_now,
+    in_silence,
+)
 from .purification import PurificationHead
 from .purify import purify_windows
 from .scores import base_results, base_similarities, check_output, purified_results
-from .sliding_window import check_windows, window_batches
+from .sliding_window import check_windows, count_windows, window_batches
 from .timing import StageTimer
 from .words import Words, encode_words
 
@@ -181,16 +188,23 @@ class FreeCP(nn.Module):
         return segment(self._encode_lazily(batched_inputs, not self.enabled), self.words)
 
     @torch.no_grad()
-    def encode(self, batched_inputs: list[dict], base: bool = False) -> EncodedImages:
+    def encode(
+        self,
+        batched_inputs: list[dict],
+        base: bool = False,
+        windows_done: WindowsDone = in_silence,
+    ) -> EncodedImages:
         """What :meth:`segment` needs, any number of times: for other words or thresholds.
 
         Args and errors are those of :meth:`forward`.
 
         Args:
             base: what :meth:`segment_base` needs.
+            windows_done: told of the progress.
         """
         encoded = self._encode_lazily(batched_inputs, base)
-        return replace(encoded, batches=list(encoded.batches))
+        total = count_windows(encoded.images, self.window, self.stride)
+        return encode_now(encoded, total, windows_done)
 
     @torch.no_grad()
     def segment(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .config import finished_config, load_config
 from .data import Vocabulary, normalized_name
+from .encoding import WindowsDone, in_silence
 from .inputs import Background, ImageLike, VocabularyLike, grouped, no_image
 from .meta_arch import FreeCP
 from .purify import class_maps
@@ -177,12 +178,16 @@ class FreeCPPredictor:
         results = chain.from_iterable(segmented)
         return list(results) if whole else results
 
-    def encode(self, image: ImageLike) -> EncodedImage:
+    def encode(self, image: ImageLike, windows_done: WindowsDone = in_silence) -> EncodedImage:
         """CLIP's part, once, for :meth:`segment` any number of times.
 
         Args and errors are those of one image of a call.
+
+        Args:
+            windows_done: told after every batch of windows how many of how many are encoded.
         """
-        pixels, sources, windows = self._segmenter.encode([image], base=not self.purifies)
+        base = not self.purifies
+        pixels, sources, windows = self._segmenter.encode([image], base, windows_done)
         return EncodedImage(pixels[0], sources[0], windows, not self.purifies)
 
     def segment(

@@ -9,7 +9,7 @@ from detectron2.config import CfgNode
 
 from .config import configured_vocabulary
 from .data.mapper import InferenceMapper
-from .encoding import EncodedImages
+from .encoding import EncodedImages, WindowsDone, in_silence
 from .inputs import (
     FAILURES,
     Background,
@@ -109,16 +109,17 @@ class Segmenter:
         return Request(purifies, words, thresholds, "sem_seg" if scores_map else "label_map")
 
     def encode(
-        self, images: Sequence[Any], base: bool
+        self, images: Sequence[Any], base: bool, windows_done: WindowsDone = in_silence
     ) -> tuple[list[np.ndarray], list[dict[str, Any]], EncodedImages]:
         """Pixels of images, Detectron2's dicts of them, and what CLIP sees in their windows.
 
         Args:
             base: what a base method alone needs.
+            windows_done: told of the progress.
         """
         pixels = [as_pixels(image, self.mapper.exif_orientation) for image in images]
         sources = [as_detectron2(*pair, self.mapper) for pair in zip(pixels, images, strict=True)]
-        return pixels, sources, self.model.encode(sources, base)
+        return pixels, sources, self.model.encode(sources, base, windows_done)
 
     def segment(
         self, pixels: Sequence[np.ndarray], windows: EncodedImages, request: Request

@@ -81,6 +81,11 @@ def windows_of(image: int, size: Sequence[int], window: int, stride: int) -> lis
     return [Window(image, rows, columns) for rows in spans[0] for columns in spans[1]]
 
 
+def count_windows(images: Sequence[Tensor], window: int, stride: int) -> int:
+    """How many windows images (3, H, W) have."""
+    return sum(len(windows_of(0, image.shape[1:], window, stride)) for image in images)
+
+
 def window_batches(
     images: Sequence[Tensor], window: int, stride: int, batch_size: int
 ) -> Iterator[tuple[list[Window], Tensor]]:

@@ -551,3 +551,17 @@ def test_device_weights_and_a_model_are_arguments(predictor, image):
     shared = FreeCPPredictor(predictor.cfg, model=model)
     assert shared._segmenter.model is model
     assert np.array_equal(shared(image, WORDS).label_map, predictor(image, WORDS).label_map)
+
+
+@pytest.mark.parametrize("base", [False, True])
+def test_progress_by_windows(base, image):
+    """After every batch; the windows are those of the encoded image."""
+    opts = [*OPTS, "MODEL.FREECP.WINDOW", "64", "MODEL.FREECP.STRIDE", "48"]
+    predictor = FreeCPPredictor("scenes/clearclip", [*opts, "MODEL.FREECP.BATCH_SIZE", "5"])
+    predictor = predictor.base if base else predictor
+    said: list[tuple[int, int]] = []
+    encoded = predictor.encode(image, lambda *counts: said.append(counts))
+    batches = [len(batch.windows) for batch in encoded.windows.batches]
+    assert len(batches) > 2 and max(batches) == 5
+    done = np.cumsum(batches).tolist()
+    assert said == [(count, done[-1]) for count in done]

@@ -16,6 +16,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.data.datasets import load_coco_json, load_sem_seg
 from PIL import Image
 from pycocotools.coco import COCO
+from tqdm import tqdm
 
 from freecp_d2 import FreeCPPredictor
 from freecp_d2.cli import segment
@@ -390,6 +391,20 @@ def read_clip(path: Path) -> list[np.ndarray]:
     while (read := capture.read())[0]:
         frames.append(np.ascontiguousarray(read[1][:, :, ::-1]))
     return frames
+
+
+def test_a_photograph_of_many_windows_shows_how_far_it_is(tmp_path, scene, monkeypatch):
+    Image.fromarray(scene).save(tmp_path / "x.png")
+    said: list[str] = []
+    monkeypatch.setattr(tqdm, "set_postfix_str", lambda bar, text: said.append(text))
+    arguments = ("--vocabulary", "sky,lawn", "--input", tmp_path / "x.png", "--base", "--opts")
+    windows = ("MODEL.FREECP.WINDOW", "64", "MODEL.FREECP.BATCH_SIZE", "15")
+    assert demo(tmp_path / "out", *arguments, *windows, "MODEL.FREECP.STRIDE", "32") == 0
+    once = ["15 of 48 windows", "30 of 48 windows", "45 of 48 windows", ""]
+    assert said == once * 2
+    said.clear()
+    assert demo(tmp_path / "few", *arguments, *windows, "MODEL.FREECP.STRIDE", "64") == 0
+    assert said == []
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "avi"])

@@ -4,6 +4,7 @@ import argparse
 import hashlib
 import io
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ...data import Vocabulary
 from ...files import write_whole
 from ...predictor import FreeCPPredictor
 from ...segmentation import write_masks, write_png
+from .bar import windows_on
 from .faults import noted
 from .inputs import Inputs
 from .jobs import Job, Progress, name_results
@@ -48,9 +50,9 @@ def segment_images(
         print(f"{len(jobs) - len(waiting)} of {len(jobs)} images are done already")
     faults: list[str] = []
     try:
-        for job in tqdm(waiting, unit="image"):
+        for job in (bar := tqdm(waiting, unit="image")):
             with noted(faults, job.source):
-                progress.add(_segment_image(predictor, job, words, args))
+                progress.add(_segment_image(predictor, job, words, args, windows_on(bar)))
     finally:
         background = ["background"] * bool(words.background)
         progress.write_coco([*background, *(names[0] for names in words.classes)])
@@ -59,15 +61,21 @@ def segment_images(
 
 
 def _segment_image(
-    predictor: FreeCPPredictor, job: Job, words: Vocabulary, args: argparse.Namespace
+    predictor: FreeCPPredictor,
+    job: Job,
+    words: Vocabulary,
+    args: argparse.Namespace,
+    windows_done: Callable[[int, int], None],
 ) -> dict[str, Any]:
     """Write an image's results; what :meth:`Progress.add` takes."""
     stamp, method = job.stamp(), predictor.cfg.MODEL.CLIP.METHOD
-    encoded = predictor.encode(job.source)
+    encoded = predictor.encode(job.source, windows_done)
     result = predictor.segment(encoded, words)
     results = {f"{method} + FreeCP" if predictor.purifies else method: result}
     if args.base:
-        results = {f"{method} alone": predictor.base.segment(encoded, words), **results}
+        base = predictor.base
+        alone = base.segment(base.encode(result.image, windows_done), words)
+        results = {f"{method} alone": alone, **results}
     pictures = {"labels": result.label_image(), "overlays": overlay(results)}
     files = []
     for kind, picture in pictures.items():

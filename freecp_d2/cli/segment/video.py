@@ -4,7 +4,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from ...data import Vocabulary
 from ...files import whole_file, write_whole
 from ...predictor import FreeCPPredictor
 from ...video import open_video
+from .bar import windows_on
 from .faults import noted
 from .images import settings_of
 from .inputs import Inputs
@@ -90,7 +91,7 @@ def _segment_video(
         with whole_file(target) as part:
             bar = tqdm(chain([first], frames), job.source.name, expected or None, unit="frame")
             for frame in bar:
-                picture = _picture(predictor, words, frame, args.base)
+                picture = _picture(predictor, words, frame, args.base, windows_on(bar))
                 if writer is None:
                     writer = open_video(part, rate, picture.shape[1], picture.shape[0])
                 writer.write(np.ascontiguousarray(picture[:, :, ::-1]))
@@ -109,12 +110,16 @@ def _segment_video(
 
 
 def _picture(
-    predictor: FreeCPPredictor, words: Vocabulary, frame: np.ndarray, base: bool
+    predictor: FreeCPPredictor,
+    words: Vocabulary,
+    frame: np.ndarray,
+    base: bool,
+    windows_done: Callable[[int, int], None],
 ) -> np.ndarray:
     """A frame of the new video, of even sides as codecs want."""
-    encoded = predictor.encode(frame)
     methods = [predictor.base, predictor] if base else [predictor]
-    picture = np.concatenate([method.segment(encoded, words).draw() for method in methods], axis=1)
+    drawn = [method.segment(method.encode(frame, windows_done), words).draw() for method in methods]
+    picture = np.concatenate(drawn, axis=1)
     odd = [(0, side % 2) for side in picture.shape[:2]]
     return np.pad(picture, [*odd, (0, 0)], "edge")
 
