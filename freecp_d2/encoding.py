@@ -12,12 +12,8 @@ from .clip import DenseCLIP, DenseFeatures
 from .sliding_window import Window, patch_padding
 from .timing import StageTimer
 
-WindowsDone: TypeAlias = Callable[[int, int], None]
+WindowsDone: TypeAlias = Callable[[int, int], None] | None
 """Told how many windows of how many are encoded, after every batch of them."""
-
-
-def in_silence(done: int, total: int) -> None:
-    """Say nothing of the windows that are encoded."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +45,26 @@ class EncodedImages:
         names: of their files, for messages.
         images: each (3, H, W) normalised.
         output_sizes: height and width that its segmentation is to have.
+        num_windows: of all.
         batches: their windows.
     """
 
     names: list[str]
     images: list[Tensor]
     output_sizes: list[tuple[int, int]]
+    num_windows: int
     batches: Iterable[EncodedWindows]
+
+    def in_memory(self, windows_done: WindowsDone = None) -> "EncodedImages":
+        """The same with all windows encoded, to be used any number of times."""
+        batches: list[EncodedWindows] = []
+        done = 0
+        for batch in self.batches:
+            batches.append(batch)
+            done += len(batch.windows)
+            if windows_done is not None:
+                windows_done(done, self.num_windows)
+        return replace(self, batches=batches)
 
 
 class Normalize(nn.Module):
@@ -124,7 +133,7 @@ def encode_base_windows(
 def encode_images(
     batched_inputs: Sequence[dict],
     images: list[Tensor],
-    batches: Iterable[tuple[list[Window], Tensor]],
+    batches: Sequence[list[Window]],
     encoder: DenseCLIP,
     timer: StageTimer,
     *,
@@ -135,13 +144,14 @@ def encode_images(
 
     Args:
         images: (3, H, W) of each, normalised.
-        batches: their windows with pixels (B, 3, h, w).
+        batches: their windows, those of a batch of equal size.
         timer: of the stage "encode".
         base: what a base method alone needs, and nothing else.
         pad: for it, windows are zero-padded to whole patches.
     """
 
-    def timed(windows: list[Window], pixels: Tensor) -> EncodedWindows:
+    def timed(windows: list[Window]) -> EncodedWindows:
+        pixels = torch.stack([images[w.image][:, w.rows, w.columns] for w in windows])
         with timer.stage("encode", pixels.device):
             if base:
                 return encode_base_windows(encoder, windows, pixels, pad)
@@ -154,17 +164,9 @@ def encode_images(
             (x.get("height", x["image"].shape[1]), x.get("width", x["image"].shape[2]))
             for x in batched_inputs
         ],
-        batches=(timed(*batch) for batch in batches),
+        num_windows=sum(map(len, batches)),
+        batches=(timed(batch) for batch in batches),
     )
-
-
-def encode_now(encoded: EncodedImages, total: int, windows_done: WindowsDone) -> EncodedImages:
-    """The same with all its windows, `total` of them, in memory."""
-    batches: list[EncodedWindows] = []
-    for batch in encoded.batches:
-        batches.append(batch)
-        windows_done(sum(len(b.windows) for b in batches), total)
-    return replace(encoded, batches=batches)
 
 
 def at_least_a_patch(image: Tensor, patch: Sequence[int]) -> Tensor:

@@ -14,19 +14,11 @@ from .clip.text import TextEncoder
 from .config import configured_vocabulary
 from .data import Vocabulary, load_descriptions
 from .data.benchmarks.protocols import SAME, BaseProtocol, base_protocol, with_protocol
-from .encoding import (
-    EncodedImages,
-    Normalize,
-    WindowsDone,
-    at_least_a_patch,
-    encode_images,
-    encode_now,
-    in_silence,
-)
+from .encoding import EncodedImages, Normalize, WindowsDone, at_least_a_patch, encode_images
 from .purification import PurificationHead
 from .purify import purify_windows
 from .scores import base_results, base_similarities, check_output, purified_results
-from .sliding_window import check_windows, count_windows, window_batches
+from .sliding_window import check_windows, window_batches
 from .timing import StageTimer
 from .words import Words, encode_words
 
@@ -189,22 +181,15 @@ class FreeCP(nn.Module):
 
     @torch.no_grad()
     def encode(
-        self,
-        batched_inputs: list[dict],
-        base: bool = False,
-        windows_done: WindowsDone = in_silence,
+        self, batched_inputs: list[dict], base: bool = False, windows_done: WindowsDone = None
     ) -> EncodedImages:
         """What :meth:`segment` needs, any number of times: for other words or thresholds.
 
-        Args and errors are those of :meth:`forward`.
-
         Args:
             base: what :meth:`segment_base` needs.
-            windows_done: told of the progress.
+            windows_done: told of the progress. The rest, and errors, are those of :meth:`forward`.
         """
-        encoded = self._encode_lazily(batched_inputs, base)
-        total = count_windows(encoded.images, self.window, self.stride)
-        return encode_now(encoded, total, windows_done)
+        return self._encode_lazily(batched_inputs, base).in_memory(windows_done)
 
     @torch.no_grad()
     def segment(

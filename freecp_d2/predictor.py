@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .config import finished_config, load_config
 from .data import Vocabulary, normalized_name
-from .encoding import WindowsDone, in_silence
+from .encoding import WindowsDone
 from .inputs import Background, ImageLike, VocabularyLike, grouped, no_image
 from .meta_arch import FreeCP
 from .purify import class_maps
@@ -178,7 +178,7 @@ class FreeCPPredictor:
         results = chain.from_iterable(segmented)
         return list(results) if whole else results
 
-    def encode(self, image: ImageLike, windows_done: WindowsDone = in_silence) -> EncodedImage:
+    def encode(self, image: ImageLike, windows_done: WindowsDone = None) -> EncodedImage:
         """CLIP's part, once, for :meth:`segment` any number of times.
 
         Args and errors are those of one image of a call.

@@ -9,7 +9,7 @@ from detectron2.config import CfgNode
 
 from .config import configured_vocabulary
 from .data.mapper import InferenceMapper
-from .encoding import EncodedImages, WindowsDone, in_silence
+from .encoding import EncodedImages, WindowsDone
 from .inputs import (
     FAILURES,
     Background,
@@ -109,7 +109,7 @@ class Segmenter:
         return Request(purifies, words, thresholds, "sem_seg" if scores_map else "label_map")
 
     def encode(
-        self, images: Sequence[Any], base: bool, windows_done: WindowsDone = in_silence
+        self, images: Sequence[Any], base: bool, windows_done: WindowsDone = None
     ) -> tuple[list[np.ndarray], list[dict[str, Any]], EncodedImages]:
         """Pixels of images, Detectron2's dicts of them, and what CLIP sees in their windows.
 

@@ -1,7 +1,7 @@
 """Sliding windows over images, and the mean of what is found in them (METHOD.md steps 7 and 8)."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -81,23 +81,19 @@ def windows_of(image: int, size: Sequence[int], window: int, stride: int) -> lis
     return [Window(image, rows, columns) for rows in spans[0] for columns in spans[1]]
 
 
-def count_windows(images: Sequence[Tensor], window: int, stride: int) -> int:
-    """How many windows images (3, H, W) have."""
-    return sum(len(windows_of(0, image.shape[1:], window, stride)) for image in images)
-
-
 def window_batches(
     images: Sequence[Tensor], window: int, stride: int, batch_size: int
-) -> Iterator[tuple[list[Window], Tensor]]:
-    """Windows of equal size of images (3, H, W), and their pixels (B, 3, h, w), in batches."""
+) -> list[list[Window]]:
+    """Windows of images (3, H, W), in batches of windows of equal size."""
     by_size = defaultdict(list)
     for index, image in enumerate(images):
         for place in windows_of(index, image.shape[1:], window, stride):
             by_size[place.size].append(place)
-    for windows in by_size.values():
-        for start in range(0, len(windows), batch_size):
-            batch = windows[start : start + batch_size]
-            yield batch, torch.stack([images[w.image][:, w.rows, w.columns] for w in batch])
+    return [
+        windows[start : start + batch_size]
+        for windows in by_size.values()
+        for start in range(0, len(windows), batch_size)
+    ]
 
 
 def patch_padding(size: tuple[int, int], patch: tuple[int, int]) -> tuple[int, int, int, int]:
