@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 SUBCOMMANDS: dict[str, tuple[str, str]] = {
-    "segment": ("freecp_d2.cli.segment", "images, or a video, into classes named in words"),
+    "segment": ("freecp_d2.cli.segment", "images and videos into classes named in words"),
     "web": ("freecp_d2.cli.web", "a web page: drop a picture, type classes"),
     "evaluate": ("freecp_d2.cli.evaluate", "FreeCP, or a base method alone, on data sets"),
     "prepare": ("freecp_d2.data.prepare.__main__", "the label maps of benchmarks, or check them"),

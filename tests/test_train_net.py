@@ -228,6 +228,16 @@ def test_a_base_of_another_kind_ends_with_one_line(folder, refuse):
     assert "words.json: not the results.json" in refuse("--compare-with", str(file))
 
 
+def test_a_package_that_is_not_there_is_said(refuse, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    file = "projects/PlugAndPlay/huggingface_clip.py"
+    said = refuse("--register", file)
+    assert said == (
+        f"train_net.py: --register {file}: a Hugging Face CLIP needs transformers: "
+        "pip install 'freecp_d2[transformers]'"
+    )
+
+
 @pytest.fixture
 def refuse(folder, monkeypatch):
     """The one line that a call ends with which cannot be evaluated; in this process."""

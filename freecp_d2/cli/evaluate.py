@@ -79,10 +79,14 @@ def evaluate(args: argparse.Namespace) -> dict:
     """Evaluate on every data set of DATASETS.TEST.
 
     Raises:
-        ValueError: DATASETS.TEST is empty.
+        ValueError: DATASETS.TEST is empty, or a file of --register wants a package that is not
+            there.
     """
     for file in args.register:
-        runpy.run_path(file)
+        try:
+            runpy.run_path(file)
+        except ModuleNotFoundError as error:
+            raise ValueError(f"--register {file}: {error}") from error
     cfg = setup(args)
     if not cfg.DATASETS.TEST:
         raise ValueError("DATASETS.TEST is empty; name the data sets to evaluate")
