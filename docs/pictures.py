@@ -561,7 +561,7 @@ def draw_web(path: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         taken = Path(folder) / "web.png"
         command = [sys.executable, "projects/Demo/screenshot.py", "--output", str(taken)]
-        run = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         if run.returncode and "no chromium" in run.stderr:
             print(f"{path}: not drawn. {run.stderr.strip()}")
             return
