@@ -19,24 +19,31 @@ def local_path(path: str | Path) -> Path:
     return Path(path)
 
 
-def write_whole(path: Path, content: bytes) -> None:
+PARTS: str = ".*.part*"
+"""A pattern of the temporary files of :func:`whole_file`, which a killed process leaves behind."""
+
+
+def write_whole(path: Path, content: bytes, synced: bool = True) -> None:
     """Write a file, all or nothing, and the folders above it; see :func:`whole_file`.
 
     Raises:
         OSError: it cannot be written.
     """
-    with whole_file(path) as part:
+    with whole_file(path, synced) as part:
         part.write_bytes(content)
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def whole_file(path: Path, synced: bool = True) -> Iterator[Path]:
     """A temporary file beside `path`, which takes its place when the block ends without an error.
 
     For what is written bit by bit or by a library that wants a name. The folders above are made.
     The name is new each time, so any number of threads and processes may write one `path`: the last
     to end stays, whole. What is at `path` is on the disk before this returns; after an error it is
     as it was and the temporary file is gone. The mode is what the umask makes it.
+
+    Args:
+        synced: False: it may not be on the disk yet, and a power cut may damage it.
 
     Yields:
         Its path, hidden and with the suffix of `path`, and an empty file there.
@@ -52,11 +59,13 @@ def whole_file(path: Path) -> Iterator[Path]:
         mode = part.stat().st_mode
         yield part
         part.chmod(mode)  # safetensors writes files that only their owner may read
-        _sync(part)
+        if synced:
+            _sync(part)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
-    _sync(path.parent)
+    if synced:
+        _sync(path.parent)
 
 
 def require_writable(folder: Path) -> None:

@@ -3,10 +3,8 @@
 import hashlib
 import json
 import logging
-import os
 import threading
 import time
-import uuid
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -23,6 +21,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..data.vocabulary import describe, in_words
+from ..files import PARTS, write_whole
 from ..progress import progress
 from .loading import Tokenizer
 
@@ -30,7 +29,6 @@ KEPT_ENTRIES = 4096
 """How many entries' features a :class:`TextEncoder` keeps in memory: 12 MiB with D = 768."""
 _TENSOR = "text_feature"
 _CHECKSUM = "sha256"
-_PART = ".part"
 _STALE = 3600.0  # seconds; writing a file takes milliseconds
 _PROBE = "It's a RED_brick caf\u00e9, no. 2 (&amp;co)"  # tokenizers clean texts in different ways
 logger = logging.getLogger(__name__)
@@ -210,15 +208,10 @@ class TextEncoder:
         return None
 
     def _write(self, path: Path, feature: Tensor) -> None:
-        """Put a feature into the folder, whole; without fsync, as damage is seen and mended."""
-        part = path.with_name(f".{uuid.uuid4().hex}{_PART}")
+        """Put a feature into the folder, whole; not synced, as damage is seen and mended."""
+        content = save({_TENSOR: feature}, {_CHECKSUM: _checksum(feature)})
         try:
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                part.write_bytes(save({_TENSOR: feature}, {_CHECKSUM: _checksum(feature)}))
-                os.replace(part, path)
-            finally:
-                part.unlink(missing_ok=True)
+            write_whole(path, content, synced=False)
         except OSError as error:
             self._warn(error)
 
@@ -381,7 +374,7 @@ def _checksum(feature: Tensor) -> str:
 
 def _sweep(folder: Path) -> None:
     """Delete what processes that were killed while they wrote have left in a folder."""
-    for part in folder.glob(f".*{_PART}"):
+    for part in folder.glob(PARTS):
         with suppress(OSError):  # another sweeps it, or it is not ours to delete
             if time.time() - part.stat().st_mtime > _STALE:
                 part.unlink()

@@ -724,7 +724,7 @@ def test_an_interrupted_write_leaves_nothing(
 
 def test_what_cannot_be_swept_stays(model, tokenizer, tmp_path, caplog):
     TextEncoder(model, tokenizer, tmp_path).encode(SENTENCES)
-    folder = files(tmp_path)[0].parent / f".folder{text._PART}"
+    folder = files(tmp_path)[0].parent / ".folder.part"
     folder.mkdir()
     os.utime(folder, (0, 0))
     TextEncoder(model, tokenizer, tmp_path).encode(SENTENCES)
