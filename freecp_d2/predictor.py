@@ -80,9 +80,8 @@ class FreeCPPredictor:
         cfg = finished_config(config, opts) if given else load_config(config, opts)
         self.cfg = cfg
         if model is None:
-            with torch.random.fork_rng(
-                devices=[]
-            ):  # open_clip draws weights before it loads others
+            # open_clip draws weights before it loads others.
+            with torch.random.fork_rng(devices=[]):
                 model = FreeCP(**FreeCP.parts_from_config(cfg), vocabulary=None)
         self._segmenter = Segmenter(model.to(cfg.MODEL.DEVICE).eval(), cfg)
         self.purifies: bool = cfg.MODEL.FREECP.ENABLED

@@ -83,7 +83,7 @@ class Segmentation:
         more than 254 classes. Evaluations label such pixels as the first class instead, as the
         published code does.
         """
-        return NOTHING if len(self.class_names) < NOTHING else NOTHING_OF_MANY
+        return _nothing(len(self.class_names))
 
     def mask(self, name: str) -> np.ndarray:
         """(H, W) bool, where a class is.
@@ -293,8 +293,7 @@ def segmentation_of(
         )
     from .overlay import palette  # with scikit-image, which takes its time
 
-    nothing = NOTHING if len(class_names) < NOTHING else NOTHING_OF_MANY
-    labels = np.where(confidence > 0, labels, nothing)
+    labels = np.where(confidence > 0, labels, _nothing(len(class_names)))
     counts = np.bincount(labels.ravel(), minlength=len(class_names))[: len(class_names)]
     shares = counts / labels.size
     consistency = np.full(len(class_names), np.nan, dtype=np.float32)
@@ -346,6 +345,10 @@ def write_masks(folder: Path, segmentation: Segmentation) -> list[Path]:
         files.append(folder / name)
         write_png(files[-1], Image.fromarray(mask.astype(np.uint8) * 255))
     return files
+
+
+def _nothing(classes: int) -> int:
+    return NOTHING if classes < NOTHING else NOTHING_OF_MANY
 
 
 def _names_somewhere(segmentation: Segmentation) -> list[str]:
