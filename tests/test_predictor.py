@@ -79,13 +79,13 @@ def test_it_gives_what_the_model_gives(predictor, image, enabled, background):
 
 def test_removed_classes_say_why(predictor, image):
     encoded = predictor.encode(image)
-    strict = predictor.segment(encoded, WORDS, redundancy_threshold=10.0)
+    strict = predictor.segment(encoded, WORDS, redundancy_threshold=1.0)
     assert [r.name for r in strict.removed] == WORDS
     assert {r.stage for r in strict.removed} == {"redundancy"}
     words = list(CLASSES[:20])
-    loose = predictor.segment(encoded, words, redundancy_threshold=-1.0, ambiguity_threshold=0.5)
+    loose = predictor.segment(encoded, words, redundancy_threshold=0.0, ambiguity_threshold=0.5)
     beaten = [r for r in loose.removed if r.stage == "ambiguity"]
-    assert beaten and all(r.stage == "ambiguity" for r in loose.removed)
+    assert beaten and all(r.consistency == 0 for r in loose.removed if r not in beaten)
     gone = {r.name for r in loose.removed}
     for r in beaten:
         assert r.beaten_by in set(words) - gone
@@ -460,7 +460,7 @@ def test_a_call_takes_thresholds_and_descriptions(predictor, image, tmp_path):
     own = {name: [f"a photo of a {name}"] for name in pair}
     file = tmp_path / "descriptions.json"
     file.write_text('{"lawn": ["a photo of a meadow"], "meadow": ["a photo of a lawn"]}')
-    options = {"redundancy_threshold": -1.0, "ambiguity_threshold": 0.0}
+    options = {"redundancy_threshold": 0.0, "ambiguity_threshold": 0.0}
     straight = predictor(image, pair, descriptions=own, **options)
     crossed = predictor(image, pair, descriptions=file, **options)
     assert len(straight.removed) == len(crossed.removed) == 1
@@ -482,6 +482,14 @@ def test_a_map_of_all_scores_on_request(predictor, image, background):
         index = np.where(labelled, whole.label_map, 0)[None]
         at_label = np.take_along_axis(whole.scores_map, index, axis=0)[0]
         assert np.array_equal(at_label[labelled], whole.confidence[labelled])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.1, 1.5])
+@pytest.mark.parametrize("stage", ["redundancy", "ambiguity"])
+def test_thresholds_are_from_0_to_1(predictor, image, stage, value):
+    said = f"MODEL.FREECP.{stage.upper()}_THRESHOLD is {value}; give a number from 0 to 1"
+    with pytest.raises(ValueError, match=said):
+        predictor(image, WORDS, **{f"{stage}_threshold": value})
 
 
 def test_nothing_stays_nothing_is_labelled(predictor, image):

@@ -104,7 +104,8 @@ class PurificationHead(nn.Module):
         crop_batch_size: how many crops go through CLIP at once.
 
     Raises:
-        ValueError: `consistency` is neither.
+        ValueError: `consistency` is neither, a threshold is none from 0 to 1, or `crop_batch_size`
+            is below 1.
     """
 
     @configurable
@@ -126,8 +127,12 @@ class PurificationHead(nn.Module):
                 f"MODEL.FREECP.CONSISTENCY is {consistency!r}; choose one of "
                 f"{', '.join(CONSISTENCIES)}"
             )
-        self.redundancy_threshold = redundancy_threshold
-        self.ambiguity_threshold = ambiguity_threshold
+        if crop_batch_size < 1:
+            raise ValueError(
+                f"MODEL.FREECP.CROP_BATCH_SIZE is {crop_batch_size}; it must be at least 1"
+            )
+        self.redundancy_threshold = _threshold("REDUNDANCY", redundancy_threshold)
+        self.ambiguity_threshold = _threshold("AMBIGUITY", ambiguity_threshold)
         self.num_background = num_background
         self.redundancy = redundancy
         self.ambiguity = ambiguity
@@ -208,7 +213,7 @@ class PurificationHead(nn.Module):
             The classes, and the probabilities (B, Q, h, w) of all queries, the background's first.
 
         Raises:
-            ValueError: no class among the queries.
+            ValueError: no class among the queries, or a threshold that is none from 0 to 1.
         """
         if num_background is None:
             num_background = self.num_background
@@ -220,7 +225,7 @@ class PurificationHead(nn.Module):
             logit_scale,
             features.grid,
             num_background,
-            self.redundancy_threshold if threshold is None else threshold,
+            self.redundancy_threshold if threshold is None else _threshold("REDUNDANCY", threshold),
             self.box_full_extent,
             self.true_iou,
         )
@@ -287,6 +292,9 @@ class PurificationHead(nn.Module):
 
         Returns:
             `kept` and `beaten_by` of :class:`PurifiedMaps`.
+
+        Raises:
+            ValueError: a threshold that is none from 0 to 1.
         """
         if not self.ambiguity:
             kept = stages.to_device(kept_on_host, refined.device)
@@ -302,7 +310,7 @@ class PurificationHead(nn.Module):
                 [encoder.encode_cls(chunk) for chunk in crops.split(self.crop_batch_size)]
             ),
             encoder.patch_size,
-            self.ambiguity_threshold if threshold is None else threshold,
+            self.ambiguity_threshold if threshold is None else _threshold("AMBIGUITY", threshold),
             self.box_full_extent,
         )
 
@@ -325,6 +333,12 @@ def kept_classes(batches: Sequence[Candidates]) -> list[np.ndarray]:
             window = None if source in TEXT else int((windows == 0).argmax())
             raise NonFiniteInput(source, window)
     return [classes > 0 for classes in kept]
+
+
+def _threshold(stage: str, value: float) -> float:
+    if not 0 <= value <= 1:  # NaN is neither
+        raise ValueError(f"MODEL.FREECP.{stage}_THRESHOLD is {value}; give a number from 0 to 1")
+    return value
 
 
 def _finite(values: Tensor) -> Tensor:

@@ -95,6 +95,21 @@ def test_full_extent_changes_boxes_at_the_edge(run):
     assert not run("clearclip").refined.equal(run("clearclip", box_full_extent=True).refined)
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"redundancy_threshold": float("nan")}, "REDUNDANCY_THRESHOLD is nan; give a number from"),
+        ({"redundancy_threshold": -1.0}, "REDUNDANCY_THRESHOLD is -1.0"),
+        ({"ambiguity_threshold": float("inf")}, "AMBIGUITY_THRESHOLD is inf"),
+        ({"ambiguity_threshold": 2}, "AMBIGUITY_THRESHOLD is 2"),
+        ({"crop_batch_size": 0}, "CROP_BATCH_SIZE is 0; it must be at least 1"),
+    ],
+)
+def test_options_out_of_range_are_named(options, said):
+    with pytest.raises(ValueError, match=f"MODEL.FREECP.{said}"):
+        PurificationHead(**{"redundancy_threshold": 0.0, "ambiguity_threshold": 1.0, **options})
+
+
 def test_one_class_alone_is_not_nan(encoder, inputs):
     clip = encoder("clearclip")
     image, one = inputs["image"], inputs["text"][:1]
