@@ -142,7 +142,7 @@ def class_maps(
         Two (K, H, W) float32, H and W of the image as it is encoded: means over the windows.
 
     Raises:
-        ValueError: there is no such class.
+        ValueError: there is no such class, or NaN in the features.
     """
     names = [names[0] for names in words.vocabulary.classes]
     for name in classes:
@@ -162,6 +162,7 @@ def class_maps(
             encoder.logit_scale,
             words.num_background,
         )
+        kept_classes([candidates])  # sees NaN
         activation = probabilities[:, words.num_background :]
         for mean, maps in zip(means, (activation, candidates.refined), strict=True):
             of_classes = torch.stack([maps[:, rows].amax(dim=1) for rows in queries], dim=1)

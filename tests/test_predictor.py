@@ -287,6 +287,13 @@ def test_class_maps_are_the_heads(predictor, image):
     assert maps.names == ("road", "lawn")
 
 
+def test_class_maps_of_nan_are_an_error(predictor, image):
+    encoded = predictor.encode(image)
+    encoded.windows.batches[0].features.patches[0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match="NaN or infinity in the patch features"):
+        predictor.class_maps(encoded, ["sky"], WORDS)
+
+
 def test_pictures_have_the_images_size(predictor, image):
     result = predictor(image, [*WORDS, "$5 and $$x"], background=True)
     assert len(np.unique(result.colors, axis=0)) == len(result.class_names)
