@@ -3,7 +3,7 @@
 import difflib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -12,7 +12,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
 from platformdirs import user_cache_path
 
-from .data import Vocabulary, dataset_vocabulary, load_vocabulary
+from .data import Vocabulary, dataset_vocabulary, load_descriptions, load_vocabulary
 from .data.benchmarks.protocols import with_protocol
 
 CONFIGS: Path = Path(__file__).with_name("configs")
@@ -119,6 +119,16 @@ def configured_vocabulary(cfg: CfgNode) -> Vocabulary:
             "by one"
         )
     return vocabularies[0]
+
+
+def configured_descriptions(cfg: CfgNode) -> Mapping[str, Sequence[str]]:
+    """Class -> sentences, of MODEL.FREECP.DESCRIPTIONS; nothing where it is empty.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`freecp_d2.data.load_descriptions`.
+    """
+    file = cfg.MODEL.FREECP.DESCRIPTIONS
+    return load_descriptions(file) if file else {}
 
 
 def list_configs() -> list[str]:

@@ -11,8 +11,8 @@ from torch import nn
 from .clip import DenseCLIP
 from .clip.build import build_clip
 from .clip.text import TextEncoder
-from .config import configured_vocabulary
-from .data import Vocabulary, load_descriptions
+from .config import configured_descriptions, configured_vocabulary
+from .data import Vocabulary
 from .data.benchmarks.protocols import SAME, BaseProtocol, base_protocol, with_protocol
 from .encoding import EncodedImages, Normalize, WindowsDone, at_least_a_patch, encode_images
 from .purification import PurificationHead
@@ -99,18 +99,18 @@ class FreeCP(nn.Module):
             vocabulary: in place of the config's.
         """
         vocabulary = vocabulary or configured_vocabulary(with_protocol(cfg))
-        return {**cls.parts_from_config(cfg), "vocabulary": vocabulary}
+        words = {"vocabulary": vocabulary, "descriptions": configured_descriptions(cfg)}
+        return {**cls.parts_from_config(cfg), **words}
 
     @classmethod
     def parts_from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """The same without a vocabulary."""
+        """The same without vocabulary and descriptions."""
         protocol, cfg = base_protocol(cfg), with_protocol(cfg)
         freecp = cfg.MODEL.FREECP
         encoder, text_encoder = cls.build_clip(cfg)
         return {
             "encoder": encoder,
             "text_encoder": text_encoder,
-            "descriptions": load_descriptions(freecp.DESCRIPTIONS) if freecp.DESCRIPTIONS else {},
             "head": PurificationHead(cfg),
             "enabled": freecp.ENABLED,
             "output": freecp.OUTPUT,

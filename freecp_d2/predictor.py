@@ -82,7 +82,7 @@ class FreeCPPredictor:
         if model is None:
             # open_clip draws weights before it loads others.
             with torch.random.fork_rng(devices=[]):
-                model = FreeCP(**FreeCP.parts_from_config(cfg), vocabulary=None)
+                model = FreeCP(**FreeCP.parts_from_config(cfg), vocabulary=None, descriptions={})
         self._segmenter = Segmenter(model.to(cfg.MODEL.DEVICE).eval(), cfg)
         self.purifies: bool = cfg.MODEL.FREECP.ENABLED
 

@@ -7,7 +7,7 @@ from typing import Any, TypedDict
 import numpy as np
 from detectron2.config import CfgNode
 
-from .config import configured_vocabulary
+from .config import configured_descriptions, configured_vocabulary
 from .data.mapper import InferenceMapper
 from .encoding import EncodedImages, WindowsDone
 from .inputs import (
@@ -68,7 +68,7 @@ class Segmenter:
         self.model = model
         self.cfg = cfg
         self.mapper = InferenceMapper(cfg)
-        descriptions = as_descriptions(cfg.MODEL.FREECP.DESCRIPTIONS or None)
+        descriptions = configured_descriptions(cfg)
         self.words = WordsCache(lambda v: model.encode_words(v, descriptions), CACHED_VOCABULARIES)
 
     def words_of(

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from freecp_d2 import add_freecp_config
 from freecp_d2.clip.build import build_clip
-from freecp_d2.config import configured_vocabulary
-from freecp_d2.data import Vocabulary, load_descriptions
+from freecp_d2.config import configured_descriptions, configured_vocabulary
+from freecp_d2.data import Vocabulary
 from freecp_d2.encoding import Normalize
 from freecp_d2.purification import Encoder, NonFiniteInput, PurificationHead, kept_classes
 from freecp_d2.words import encode_words
@@ -37,8 +37,9 @@ that divides the image evenly, N = h * w, row by row."""
 def add_purified_config(cfg: CfgNode) -> None:
     """Add MODEL.PURIFIED, MODEL.FREECP and MODEL.CLIP; the keys of the wrapped model stay.
 
-    Of MODEL.FREECP the two thresholds, BOX_FULL_EXTENT, REDUNDANCY and CROP_BATCH_SIZE are read,
-    and for the ambiguity stage VOCABULARY and DESCRIPTIONS; of MODEL.CLIP all, for that stage.
+    Of MODEL.FREECP the two thresholds, CONSISTENCY, BOX_FULL_EXTENT, REDUNDANCY and CROP_BATCH_SIZE
+    are read, and for the ambiguity stage VOCABULARY and DESCRIPTIONS; of MODEL.CLIP all, for that
+    stage.
     """
     freecp = get_cfg()
     add_freecp_config(freecp)
@@ -166,7 +167,7 @@ class PurifiedSegmentor(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """The constructor's arguments from a config with :func:`add_purified_config`'s keys."""
-        purified, freecp = cfg.MODEL.PURIFIED, cfg.MODEL.FREECP
+        purified = cfg.MODEL.PURIFIED
         wrapped = cfg.clone()
         wrapped.defrost()
         wrapped.MODEL.META_ARCHITECTURE = purified.META_ARCHITECTURE
@@ -183,7 +184,7 @@ class PurifiedSegmentor(nn.Module):
             if not vocabulary.num_background:
                 names = names[purified.NUM_BACKGROUND :]
             encoder, text_encoder = build_clip(clip)
-            sentences = load_descriptions(freecp.DESCRIPTIONS) if freecp.DESCRIPTIONS else {}
+            sentences = configured_descriptions(cfg)
             words = encode_words(text_encoder, Vocabulary(tuple(names)), sentences)
             descriptions = words.descriptions.to(cfg.MODEL.DEVICE)
         return {
