@@ -40,7 +40,7 @@ ROOMS = (
     *("cli", "evaluation", "video", "predictor", "segmenter", "inputs", "meta_arch", "config"),
     *("segmentation", "scores", "pamr", "purify", "words", "encoding", "purification", "ops"),
     *("clip", "sliding_window", "timing", "data", "coco", "distributed", "overlay", "fonts"),
-    *("progress", "files"),
+    *("progress", "journal", "locks", "stopping", "files"),
 )
 """Data flows one way: no room imports from one to its left."""
 

@@ -1,0 +1,47 @@
+"""Ends that lose nothing: the work at hand is finished before a signal takes effect."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+
+@dataclass
+class Stop:
+    """Whether the process was asked to end.
+
+    Attributes:
+        signal: SIGINT or SIGTERM; None before.
+    """
+
+    signal: int | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """As shells have it: 130 for SIGINT, 143 for SIGTERM, 0 where there was none."""
+        return 128 + self.signal if self.signal else 0
+
+
+@contextmanager
+def stopping() -> Iterator[Stop]:
+    """Note SIGTERM and SIGINT in place of ending at once; a second one ends the block at once.
+
+    To be called in the main thread. Handlers are put back at the end.
+
+    Raises:
+        KeyboardInterrupt: a second SIGINT or SIGTERM came.
+    """
+    stop = Stop()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if stop.signal is not None:
+            raise KeyboardInterrupt
+        stop.signal = number
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

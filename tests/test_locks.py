@@ -1,0 +1,82 @@
+"""One run a folder."""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+
+from freecp_d2.locks import FolderInUseError, locked
+
+
+def _hold(folder: Path, pipe: Connection) -> None:
+    with locked(folder, "freecp label"):
+        if os.fork() == 0:  # as DataLoader's workers are started
+            time.sleep(60)
+            os._exit(0)
+        pipe.send("held")
+        pipe.recv()
+
+
+@pytest.fixture
+def holder(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_hold, args=(tmp_path, there))
+    process.start()
+    assert here.recv() == "held"
+    yield process, here
+    process.kill()
+    process.join()
+
+
+def test_another_process_is_named(tmp_path, holder):
+    process, _ = holder
+    with pytest.raises(FolderInUseError) as error, locked(tmp_path, "another"):
+        pass
+    sentence = str(error.value)
+    assert sentence.startswith(f"{tmp_path}: in use by freecp label, process {process.pid} on ")
+    assert isinstance(error.value, OSError) and "\n" not in sentence
+
+
+@pytest.mark.parametrize("how", ["end", "kill"])
+def test_the_lock_ends_with_its_process(tmp_path, holder, how):
+    process, pipe = holder
+    if how == "end":
+        pipe.send("end")
+    else:
+        os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    with locked(tmp_path, "another"):  # though a child of it lives on
+        pass
+
+
+def test_threads_are_refused_too_and_the_lock_stays(tmp_path):
+    refused = []
+
+    def second() -> None:
+        try:
+            with locked(tmp_path / "folder", "second"):
+                pass
+        except FolderInUseError as error:
+            refused.append(str(error))
+
+    with locked(tmp_path / "folder", "first"):
+        for _ in range(2):
+            thread = threading.Thread(target=second)
+            thread.start()
+            thread.join()
+    assert len(refused) == 2 and all("in use by first" in sentence for sentence in refused)
+    second()
+    assert len(refused) == 2
+
+
+def test_an_error_ends_the_lock(tmp_path):
+    with pytest.raises(RuntimeError), locked(tmp_path, "first"):
+        raise RuntimeError
+    with locked(tmp_path, "second"):
+        pass
