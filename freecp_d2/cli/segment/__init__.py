@@ -117,7 +117,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     args = parse_args(argv, prog)
     from detectron2.utils.logger import setup_logger
 
-    from .faults import memory_ran_out, sentence
+    from ..errors import memory_ran_out
+    from .faults import sentence
     from .images import segment_images
     from .inputs import describe_skipped, inputs_of
     from .video import segment_videos
