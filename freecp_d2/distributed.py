@@ -3,9 +3,13 @@
 import argparse
 import hashlib
 import uuid
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from detectron2.utils import comm
+
+T = TypeVar("T")
 
 
 def job_token(args: argparse.Namespace) -> str:
@@ -46,3 +50,24 @@ def require_one_job(token: str, ranks: int) -> None:
             "this one), so the figures would be wrong; start it again, with --dist-url auto on one "
             "machine or a port of its own on several"
         )
+
+
+def from_main(function: Callable[[], T]) -> T:
+    """What `function` gives on rank 0, on all ranks; only rank 0 calls it.
+
+    To be called by all ranks.
+
+    Raises:
+        Exception: what it raises, on all ranks.
+    """
+    result: T | None = None
+    error: Exception | None = None
+    if comm.is_main_process():
+        try:
+            result = function()
+        except Exception as raised:
+            error = raised
+    result, error = comm.all_gather((result, error))[0]
+    if error is not None:
+        raise error
+    return result  # type: ignore[return-value]

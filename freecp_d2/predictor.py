@@ -26,7 +26,7 @@ from .segmentation import (
     Segmentation,
     require_purifiable,
 )
-from .segmenter import Options, Segmenter
+from .segmenter import Options, Segmenter, build_model
 
 __all__ = [
     "ClassMaps",
@@ -79,11 +79,8 @@ class FreeCPPredictor:
         given = isinstance(config, CfgNode)
         cfg = finished_config(config, opts) if given else load_config(config, opts)
         self.cfg = cfg
-        if model is None:
-            # open_clip draws weights before it loads others.
-            with torch.random.fork_rng(devices=[]):
-                model = FreeCP(**FreeCP.parts_from_config(cfg), vocabulary=None, descriptions={})
-        self._segmenter = Segmenter(model.to(cfg.MODEL.DEVICE).eval(), cfg)
+        model = build_model(cfg) if model is None else model.to(cfg.MODEL.DEVICE).eval()
+        self._segmenter = Segmenter(model, cfg)
         self.purifies: bool = cfg.MODEL.FREECP.ENABLED
 
     @property

@@ -83,7 +83,7 @@ class Segmentation:
         more than 254 classes. Evaluations label such pixels as the first class instead, as the
         published code does.
         """
-        return _nothing(len(self.class_names))
+        return nothing_of(len(self.class_names))
 
     def mask(self, name: str) -> np.ndarray:
         """(H, W) bool, where a class is.
@@ -279,9 +279,9 @@ def segmentation_of(
         image: (H, W, 3) uint8 RGB.
         result: of :meth:`freecp_d2.FreeCP.segment` or `segment_base`, of either output.
     """
-    names = [names[0] for names in vocabulary.classes]
+    class_names = vocabulary.class_names
     first_class = int(vocabulary.num_background > 0)
-    class_names = (*["background"] * first_class, *names)
+    names = list(class_names[first_class:])
     scores_map = None
     if "sem_seg" in result:
         scores_map = result["sem_seg"].cpu().numpy()
@@ -293,7 +293,7 @@ def segmentation_of(
         )
     from .overlay import palette  # with scikit-image, which takes its time
 
-    labels = np.where(confidence > 0, labels, _nothing(len(class_names)))
+    labels = np.where(confidence > 0, labels, nothing_of(len(class_names)))
     counts = np.bincount(labels.ravel(), minlength=len(class_names))[: len(class_names)]
     shares = counts / labels.size
     consistency = np.full(len(class_names), np.nan, dtype=np.float32)
@@ -347,7 +347,8 @@ def write_masks(folder: Path, segmentation: Segmentation) -> list[Path]:
     return files
 
 
-def _nothing(classes: int) -> int:
+def nothing_of(classes: int) -> int:
+    """:attr:`Segmentation.nothing` of so many classes."""
     return NOTHING if classes < NOTHING else NOTHING_OF_MANY
 
 

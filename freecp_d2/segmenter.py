@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import numpy as np
+import torch
 from detectron2.config import CfgNode
 
 from .config import configured_descriptions, configured_vocabulary
@@ -53,6 +54,14 @@ class Request:
     words: Words
     thresholds: tuple[float | None, float | None]
     output: str
+
+
+def build_model(cfg: CfgNode) -> FreeCP:
+    """The model of a config without words, on its device; torch's random state stays."""
+    # open_clip draws weights before it loads others.
+    with torch.random.fork_rng(devices=[]):
+        model = FreeCP(**FreeCP.parts_from_config(cfg), vocabulary=None, descriptions={})
+    return model.to(cfg.MODEL.DEVICE).eval()
 
 
 class Segmenter:

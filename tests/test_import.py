@@ -37,10 +37,20 @@ def test_the_import_costs_no_more_than_what_it_stands_on():
 
 
 ROOMS = (
-    *("cli", "evaluation", "video", "predictor", "segmenter", "inputs", "meta_arch", "config"),
+    *(
+        "cli",
+        "labelling",
+        "evaluation",
+        "video",
+        "predictor",
+        "segmenter",
+        "inputs",
+        "meta_arch",
+        "config",
+    ),
     *("segmentation", "scores", "pamr", "purify", "words", "encoding", "purification", "ops"),
     *("clip", "sliding_window", "timing", "data", "coco", "distributed", "overlay", "fonts"),
-    *("progress", "journal", "locks", "stopping", "files"),
+    *("progress", "memory", "journal", "locks", "stopping", "files"),
 )
 """Data flows one way: no room imports from one to its left."""
 

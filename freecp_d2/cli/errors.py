@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import cv2
+from ..memory import memory_ran_out
 
 ADVICE = {
     errno.ENOSPC: "free some space, or choose another folder",
@@ -21,15 +21,6 @@ ADVICE = {
     errno.ENAMETOOLONG: "check the path",
 }
 """What to do about an error of the system."""
-NO_MEMORY = (
-    "alloc_failed",
-    "can't allocate memory",
-    "cannot allocate memory",
-    "insufficient memory",
-    "not enough memory",
-    "out of memory",
-)
-"""What a RuntimeError of torch, or an error of OpenCV, says when memory ran out."""
 
 
 def add_debug_option(parser: argparse.ArgumentParser) -> None:
@@ -77,13 +68,6 @@ def sentence(error: Exception) -> str:
         advice = ADVICE.get(error.errno or 0)
         return _line(f"{shown}: {reason}{f'; {advice}' if advice else ''}")
     return _line(str(error)) or type(error).__name__
-
-
-def memory_ran_out(error: Exception) -> bool:
-    """Whether an error of Python, torch or OpenCV says so."""
-    if isinstance(error, RuntimeError | cv2.error):
-        return any(phrase in str(error).lower() for phrase in NO_MEMORY)
-    return isinstance(error, MemoryError)
 
 
 def _line(text: str) -> str:

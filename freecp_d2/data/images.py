@@ -3,9 +3,10 @@
 Nothing here imports torch: the processes of `freecp_d2.data.prepare` start quickly.
 """
 
+import io
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import IO
@@ -67,26 +68,30 @@ def read_image(
 
 
 def read_with_orientation(
-    path: str | os.PathLike, exif_orientation: bool = True
+    path: str | os.PathLike, exif_orientation: bool = True, content: bytes | None = None
 ) -> tuple[np.ndarray, int]:
-    """What :func:`read_image` gives in RGB; and the EXIF orientation of the file, 1 without one."""
-    with open_image(path) as image:
-        return to_pixels(image, path, exif_orientation, reread=True)
+    """What :func:`read_image` gives in RGB; and the EXIF orientation of the file, 1 without one.
+
+    Args:
+        content: of the file, where it is in memory already.
+    """
+    with open_image(path, content) as image:
+        return to_pixels(image, path, exif_orientation, lambda: _opened(path, content))
 
 
 def to_pixels(
     image: Image.Image,
     name: str | os.PathLike,
     exif_orientation: bool = True,
-    reread: bool = False,
+    reopen: Callable[[], IO[bytes]] | None = None,
 ) -> tuple[np.ndarray, int]:
     """A PIL image as :func:`read_image` gives it.
 
     Args:
         name: what a warning calls it.
         exif_orientation: as in :func:`read_image`.
-        reread: `name` is its file, from which OpenCV may read the colours of 16 bits of which
-            Pillow keeps the upper 8 alone. Without it such an image of low bits is an error.
+        reopen: opens its file, from which OpenCV may read the colours of 16 bits of which Pillow
+            keeps the upper 8 alone. Without it such an image of low bits is an error.
 
     Returns:
         (H, W, 3) uint8 RGB; and the EXIF orientation that the image had, 1 where none is known.
@@ -103,7 +108,7 @@ def to_pixels(
     after = _orientation(image)
     if image.mode.startswith("I"):
         upright = Image.fromarray(_eight_bits(np.asarray(image), name))
-    elif (deep := _cut_colors(image, name, cut, reread)) is not None:
+    elif (deep := _cut_colors(image, cut, reopen)) is not None:
         upright, after = Image.fromarray(_eight_bits(deep, name)), before
     else:
         # Pillow would warn of transparency in palettes.
@@ -146,7 +151,7 @@ def _say_depth(name: str, highest: int, depth: int) -> None:
 
 
 def _cut_colors(
-    image: Image.Image, name: str | os.PathLike, cut: bool, reread: bool
+    image: Image.Image, cut: bool, reopen: Callable[[], IO[bytes]] | None
 ) -> np.ndarray | None:
     """Colours (H, W, 3) uint16 of which Pillow has kept next to nothing, the upper 8 bits.
 
@@ -161,8 +166,8 @@ def _cut_colors(
     if not may_be or np.asarray(image)[..., :channels].max() >= 80:
         return None
     colors = None
-    if reread and image.mode != "CMYK":
-        with _open(os.fspath(name)) as file:
+    if reopen is not None and image.mode != "CMYK":
+        with reopen() as file:
             content = np.frombuffer(file.read(), dtype=np.uint8)
         colors = cv2.imdecode(content, cv2.IMREAD_UNCHANGED)
     if colors is not None and colors.dtype == np.uint16 and colors.ndim == 3:
@@ -176,14 +181,17 @@ def _cut_colors(
 
 
 @contextmanager
-def open_image(path: str | os.PathLike) -> Iterator[Image.Image]:
+def open_image(path: str | os.PathLike, content: bytes | None = None) -> Iterator[Image.Image]:
     """Open an image file; whatever goes wrong inside becomes a one-line error that names it.
+
+    Args:
+        content: of the file, where it is in memory already.
 
     Raises:
         FileNotFoundError, ValueError, PIL.Image.DecompressionBombError: see :func:`read_image`.
     """
     try:
-        with _open(os.fspath(path)) as file:
+        with _opened(path, content) as file:
             Image.open(file, formats=formats()).verify()  # a PNG's checksums, which reading ignores
             file.seek(0)
             yield Image.open(file, formats=formats())
@@ -192,7 +200,9 @@ def open_image(path: str | os.PathLike) -> Iterator[Image.Image]:
             f"{path}: no such file; check the data set's root (DETECTRON2_DATASETS)"
         ) from None
     except UnidentifiedImageError:
-        if is_heic(path):
+        with _opened(path, content) as file:
+            heic = _begins_as_heic(file)
+        if heic:
             raise ValueError(f"{path}: {HEIC_SENTENCE}") from None
         raise ValueError(f"{path}: not an image that Pillow knows; replace the file") from None
     except Image.DecompressionBombError as error:
@@ -232,10 +242,9 @@ def image_suffixes() -> frozenset[str]:
     return frozenset(s for s, name in Image.registered_extensions().items() if name in known)
 
 
-def is_heic(path: str | os.PathLike) -> bool:
+def _begins_as_heic(file: IO[bytes]) -> bool:
     """Whether a file is a HEIC or HEIF image, by its first bytes."""
-    with _open(os.fspath(path)) as file:
-        head = file.read(12)
+    head = file.read(12)
     return head[4:8] == b"ftyp" and head[8:] in HEIC_BRANDS
 
 
@@ -321,8 +330,11 @@ def resize_shortest_edge(image: np.ndarray, min_size: int, max_size: int) -> np.
     return cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
 
 
-def _open(path: str) -> IO[bytes]:
-    """A file on disk, or what only Detectron2's PathManager knows ("https://...")."""
+def _opened(path: str | os.PathLike, content: bytes | None) -> IO[bytes]:
+    """`content`, or a file on disk, or what only Detectron2's PathManager knows ("https://...")."""
+    path = os.fspath(path)
+    if content is not None:
+        return io.BytesIO(content)
     if "://" not in path:
         return open(path, "rb")
     from detectron2.utils.file_io import PathManager

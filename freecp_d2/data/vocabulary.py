@@ -75,6 +75,11 @@ class Vocabulary:
         return cls(tuple((name,) for name in names))
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        """The first name of each channel of the output; "background" first where it is scored."""
+        return (*["background"] * bool(self.background), *(names[0] for names in self.classes))
+
+    @property
     def queries(self) -> tuple[str, ...]:
         """The background's names, then every name of every class."""
         return self.background + tuple(name for names in self.classes for name in names)

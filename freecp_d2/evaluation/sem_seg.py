@@ -130,9 +130,7 @@ class FreeCPSemSegEvaluator(DatasetEvaluator):
         Raises:
             ValueError: they are more or fewer than the data set has.
         """
-        classes = [names[0] for names in vocabulary.classes]
-        if vocabulary.num_background:
-            classes = ["background", *classes]
+        classes = vocabulary.class_names
         if len(classes) != len(self._names):
             raise ValueError(
                 f"{self._dataset_name}: the vocabulary has {len(classes)} classes "

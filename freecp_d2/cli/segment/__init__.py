@@ -15,24 +15,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...inputs import names_a_file
 from ...predictor import FreeCPPredictor
-
-
-def words_of(text: str) -> str | list[str]:
-    """--vocabulary as the predictor takes it: the path of a file, or the names between commas."""
-    return text if names_a_file(text) else _names("--vocabulary", text)
-
-
-def _names(flag: str, text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",")] if text.strip() else []
-    if "" in names:
-        kept = ", ".join(filter(None, names))
-        raise ValueError(
-            f"{flag} {text!r}: there is no name beside a comma; leave the comma out, or put quotes "
-            f'around the whole list, as in {flag} "{kept or "drum"}, trifle"'
-        )
-    return names
+from ..words import add_words_options, background_of, parse_words, words_of
 
 
 def parse_args(argv: Sequence[str] | None, prog: str | None = None) -> argparse.Namespace:
@@ -59,20 +43,7 @@ def parse_args(argv: Sequence[str] | None, prog: str | None = None) -> argparse.
         help="a video, whatever its suffix; a flag of Detectron2's demo",
     )
     parser.add_argument("--output", required=True, type=Path, metavar="FOLDER")
-    parser.add_argument(
-        "--vocabulary",
-        metavar="WORDS",
-        help="class names, separated by commas; or a file, one class a line, its names separated "
-        "by commas, or JSON; by default the config's classes",
-    )
-    parser.add_argument(
-        "--background",
-        nargs="?",
-        const=True,
-        default=False,
-        metavar="WORDS",
-        help="what is none of the classes is background, by 26 common names or by these",
-    )
+    add_words_options(parser)
     parser.add_argument(
         "--base", action="store_true", help="show the method without FreeCP beside it"
     )
@@ -83,29 +54,7 @@ def parse_args(argv: Sequence[str] | None, prog: str | None = None) -> argparse.
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], help="last: KEY VALUE ... of the config"
     )
-    given = list(sys.argv[1:] if argv is None else argv)
-    args, unknown = parser.parse_known_args(given)
-    if unknown:
-        parser.error(_unrecognized(given, unknown))
-    return args
-
-
-def _unrecognized(given: Sequence[str], unknown: Sequence[str]) -> str:
-    """What to say of arguments that argparse has no place for: words without quotes, perhaps."""
-    sentence = f"unrecognized arguments: {' '.join(unknown)}"
-    start = given.index(unknown[0])
-    flags = [i for i, argument in enumerate(given[:start]) if argument.startswith("--")]
-    if unknown[0].startswith("-") or not flags:
-        return sentence
-    flag, _, first = given[flags[-1]].partition("=")
-    if len(flag) < 3 or not any(name.startswith(flag) for name in ("--vocabulary", "--background")):
-        return sentence
-    words = [first] if first else []
-    for argument in given[flags[-1] + 1 :]:
-        if argument.startswith("--"):
-            break
-        words.append(argument)
-    return f'{sentence}; put quotes around the whole list: {flag} "{" ".join(words)}"'
+    return parse_words(parser, sys.argv[1:] if argv is None else argv)
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
@@ -117,7 +66,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     args = parse_args(argv, prog)
     from detectron2.utils.logger import setup_logger
 
-    from ..errors import memory_ran_out
+    from ...memory import memory_ran_out
     from .faults import sentence
     from .images import segment_images
     from .inputs import describe_skipped, inputs_of
@@ -133,9 +82,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         for skipped in describe_skipped(inputs.skipped):
             print(f"{args.prog}: skipped {skipped.split(' ', 1)[1]}", file=sys.stderr)
         vocabulary = None if args.vocabulary is None else words_of(args.vocabulary)
-        background = args.background
-        if isinstance(background, str):
-            background = _names("--background", background)
+        background = background_of(args.background)
         predictor = FreeCPPredictor(args.config_file, args.opts)
         if not predictor.purifies and (args.base or args.maps):
             raise ValueError("MODEL.FREECP.ENABLED is False: leave out --base and --maps")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from ...memory import memory_ran_out
 from .. import errors
 
 FAILURES = (OSError, ValueError, Image.DecompressionBombError)
@@ -17,14 +18,14 @@ def noted(faults: list[str], source: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not isinstance(error, FAILURES) and not errors.memory_ran_out(error):
+        if not isinstance(error, FAILURES) and not memory_ran_out(error):
             raise
         faults.append(sentence(source, error))
 
 
 def sentence(source: Path, error: Exception) -> str:
     """What went wrong with a file, and what to do."""
-    if errors.memory_ran_out(error):
+    if memory_ran_out(error):
         return (
             f"{source}: memory ran out; give it in a smaller size, name fewer classes, or leave "
             "out --base and --maps"

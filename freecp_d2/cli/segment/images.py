@@ -54,8 +54,7 @@ def segment_images(
             with noted(faults, job.source):
                 progress.add(_segment_image(predictor, job, words, args, windows_on(bar)))
     finally:
-        background = ["background"] * bool(words.background)
-        progress.write_coco([*background, *(names[0] for names in words.classes)])
+        progress.write_coco(words.class_names)
     print(f"{len(jobs) - len(faults)} of {len(jobs)} images: {args.output}")
     return faults
 
