@@ -177,7 +177,7 @@ class Labeller:
         if result.removed or not np.isnan(result.consistency).all():
             classes = [name for name in result.class_names if name not in removed]
         else:  # a base method
-            classes = [n for n, share in zip(result.class_names, result.shares) if share]
+            classes = [result.class_names[i] for i in result.shares.nonzero()[0]]
         if self.outputs.min_confidence:
             doubtful = result.confidence < self.outputs.min_confidence
             labels = np.where(doubtful, result.nothing, result.label_map)

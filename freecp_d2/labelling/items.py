@@ -166,7 +166,8 @@ def _entries_of(
     if glob.has_magic(name):
         return lambda: (Entry(f) for f in sorted(glob.glob(name, recursive=True)) if _is_image(f))
     raise FileNotFoundError(
-        f"--input {os.fspath(source)!r}: no such folder, pattern or list ({', '.join(LISTS)}); check the path"
+        f"--input {os.fspath(source)!r}: no such folder, pattern or list ({', '.join(LISTS)}); "
+        "check the path"
     )
 
 
@@ -195,18 +196,19 @@ def _listed(list_file: str) -> Iterator[Entry]:
     """The images of a list."""
     folder = posixpath.dirname(list_file)
     given: tuple[bool, bool] | None = None
+    record: dict[str, Any]
     try:
         with fsspec.open(list_file, "rt", encoding="utf-8", errors="surrogateescape") as lines:
             for number, line in enumerate(lines, start=1):
                 if not line.strip():
                     continue
                 place = f"{list_file}, line {number}"
-                record = _record(line, place) if list_file.endswith(".jsonl") else None
-                name = record["file_name"] if record else line.strip("\r\n")
-                id = record and record.get("id")
+                record = {"file_name": line.strip("\r\n")}
+                if list_file.endswith(".jsonl"):
+                    record = _record(line, place)
+                name, id, image_id = (record.get(k) for k in ("file_name", "id", "image_id"))
                 if id is not None:
                     _require_id(id, place)
-                image_id = record and record.get("image_id")
                 has = id is not None, image_id is not None
                 given = given or has
                 if has != given:
