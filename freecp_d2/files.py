@@ -1,11 +1,16 @@
-"""The package's own files, and files that appear complete or not at all."""
+"""The package's own files, files that appear complete or not at all, and what kills leave."""
 
+import errno
 import os
+import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from .locks import LOCK, locked
 
 PACKAGED: str = "freecp_d2://"
 """A path that begins so is one of this package's files, under freecp_d2/data."""
@@ -19,8 +24,10 @@ def local_path(path: str | Path) -> Path:
     return Path(path)
 
 
-PARTS: str = ".*.part*"
+PARTS: str = f".{'[0-9a-f]' * 32}.part*"
 """A pattern of the temporary files of :func:`whole_file`, which a killed process leaves behind."""
+_HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+_STALE = 3600.0  # seconds; writing a file takes milliseconds, and a video is written all the time
 
 
 def write_whole(path: Path, content: bytes, synced: bool = True) -> None:
@@ -49,7 +56,7 @@ def whole_file(path: Path, synced: bool = True) -> Iterator[Path]:
         Its path, hidden and with the suffix of `path`, and an empty file there.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: it cannot be written; its `filename` is `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # A suffix is there for libraries that go by it; a long one is a sentence with a full stop.
@@ -62,10 +69,56 @@ def whole_file(path: Path, synced: bool = True) -> Iterator[Path]:
         if synced:
             _sync(part)
         os.replace(part, path)
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, part, str(part)):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         part.unlink(missing_ok=True)
     if synced:
         _sync(path.parent)
+
+
+def cannot_write(error: Exception) -> bool:
+    """Whether an error of writing a file will be that of all others, too: no space, no right."""
+    return isinstance(error, OSError) and error.errno in _HOPELESS
+
+
+def sweep(folder: Path) -> None:
+    """Delete the temporary files below a folder that killed processes have left.
+
+    Those of :func:`whole_file` of more than an hour ago; where that is not allowed, they stay.
+    """
+    for part in folder.rglob(PARTS):
+        with suppress(OSError):  # another sweeps it, or it is not ours to delete
+            if time.time() - part.stat().st_mtime > _STALE:
+                part.unlink()
+
+
+@contextmanager
+def scratch_folder(parent: Path, name: str) -> Iterator[Path]:
+    """A temporary folder, which is deleted when the block ends.
+
+    Those of this name go first that processes of the same user have left when they were killed.
+
+    Args:
+        parent: there.
+        name: what is done in it; the folder's name begins so.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    for left in parent.glob(f"{name}_*/{LOCK}"):
+        with suppress(OSError):  # somebody works in it, or it is not ours
+            if left.parent.lstat().st_uid == os.getuid() and not left.parent.is_symlink():
+                with locked(left.parent, name):
+                    shutil.rmtree(left.parent)
+    folder = Path(tempfile.mkdtemp(prefix=f"{name}_", dir=parent)).resolve()
+    with locked(folder, name):
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def require_writable(folder: Path) -> None:

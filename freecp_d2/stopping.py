@@ -1,7 +1,8 @@
 """Ends that lose nothing: the work at hand is finished before a signal takes effect."""
 
+import shlex
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -16,6 +17,15 @@ class Stop:
     """
 
     signal: int | None = None
+
+    def sentence(self, prog: str, argv: Sequence[str]) -> str:
+        """What a command that stopped says last: the line that goes on.
+
+        Args:
+            prog, argv: what it was called, and its arguments.
+        """
+        name = signal.Signals(self.signal or 0).name
+        return f"{prog}: stopped by {name}; go on with: {prog} {shlex.join(argv)}"
 
     @property
     def exit_code(self) -> int:

@@ -1,17 +1,20 @@
 """Files that appear complete or not at all."""
 
+import errno
 import multiprocessing
 import os
 import re
+import signal
 import stat
 import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from freecp_d2.files import whole_file, write_whole
+from freecp_d2.files import scratch_folder, sweep, whole_file, write_whole
 
 ROOT = Path(__file__).parents[1]
 SIZE = 300_000
@@ -84,6 +87,92 @@ def test_several_writers_of_one_file_at_once(tmp_path, start):
     assert len(seen) > 1
     assert os.listdir(tmp_path) == ["f"]
     assert path.read_bytes()[0] in range(1, 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("file/f", "file"),
+        ("n" * 256, "n" * 256),
+        ("folder", "folder"),
+        ("full", "full"),
+    ],
+)
+def test_errors_name_what_was_to_be_written(tmp_path, monkeypatch, name, said):
+    """And not the temporary file."""
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    if name == "full":
+        monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError) as error:
+        write_whole(tmp_path / name, b"x")
+    assert error.value.filename == str(tmp_path / said) and error.value.filename2 is None
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+
+
+def test_an_error_of_something_else_is_as_it_was(tmp_path):
+    with pytest.raises(FileNotFoundError) as error, whole_file(tmp_path / "f"):
+        (tmp_path / "other").read_bytes()
+    assert Path(error.value.filename) == tmp_path / "other"
+
+
+def test_parts_of_an_hour_ago_are_swept_and_nothing_else(tmp_path):
+    old, new = (tmp_path / "a" / f".{digit * 32}.part.png" for digit in "ab")
+    folder = tmp_path / f".{'c' * 32}.part"
+    others = [tmp_path / ".x.part", tmp_path / ".partition", tmp_path / f"{'a' * 32}.part"]
+    folder.mkdir()
+    (tmp_path / "a").mkdir()
+    for path in (old, new, *others):
+        path.touch()
+    for path in (old, folder, *others):
+        os.utime(path, (0, time.time() - 3700))
+    os.utime(new, (0, time.time() - 3500))
+    sweep(tmp_path)
+    assert not old.exists() and new.exists() and folder.exists()
+    assert all(path.exists() for path in others)
+    sweep(tmp_path / "nothing")
+
+
+def _work(parent: Path, started) -> None:
+    with scratch_folder(parent, "work") as folder:
+        (folder / "inside").mkdir()
+        (folder / "inside" / "file").touch()
+        started.put(folder)
+        time.sleep(60)
+
+
+def test_scratch_of_a_killed_process_goes_and_that_of_a_living_one_stays(tmp_path):
+    context = multiprocessing.get_context("fork")
+    started = context.SimpleQueue()
+    processes = [context.Process(target=_work, args=(tmp_path, started)) for _ in range(2)]
+    folders = []
+    for process in processes:
+        process.start()
+        folders.append(started.get())
+    (tmp_path / "link").mkdir()
+    (tmp_path / "link" / ".lock").touch()
+    (tmp_path / "work_link").symlink_to("link")
+    (tmp_path / "work_other").mkdir()
+    os.kill(processes[0].pid, signal.SIGKILL)
+    processes[0].join()
+    try:
+        with scratch_folder(tmp_path, "work") as folder:
+            assert folder.parent == tmp_path and folder.is_dir()
+            assert not folders[0].exists() and (folders[1] / "inside" / "file").exists()
+    finally:
+        processes[1].kill()
+        processes[1].join()
+    assert not folder.exists()
+    assert sorted(os.listdir(tmp_path)) == sorted(
+        ["link", "work_link", "work_other", folders[1].name]
+    )
+    with pytest.raises(RuntimeError), scratch_folder(tmp_path, "other") as folder:
+        raise RuntimeError
+    assert not folder.exists()
 
 
 def test_file_and_folder_are_synced_and_the_file_before_its_name_changes(tmp_path, monkeypatch):

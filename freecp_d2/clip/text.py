@@ -4,10 +4,8 @@ import hashlib
 import json
 import logging
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..data.vocabulary import describe, in_words
-from ..files import PARTS, write_whole
+from ..files import sweep, write_whole
 from ..progress import progress
 from .loading import Tokenizer
 
@@ -29,7 +27,6 @@ KEPT_ENTRIES = 4096
 """How many entries' features a :class:`TextEncoder` keeps in memory: 12 MiB with D = 768."""
 _TENSOR = "text_feature"
 _CHECKSUM = "sha256"
-_STALE = 3600.0  # seconds; writing a file takes milliseconds
 _PROBE = "It's a RED_brick caf\u00e9, no. 2 (&amp;co)"  # tokenizers clean texts in different ways
 logger = logging.getLogger(__name__)
 
@@ -168,7 +165,7 @@ class TextEncoder:
         if versions != self._versions:
             if self.cache_dir is not None:
                 self._folder = self.cache_dir / _tower_key(self.model, self.tokenizer)
-                _sweep(self._folder)
+                sweep(self._folder)
             # Another dict: a thread that still encodes with the weights before fills its own.
             self._versions, self._kept = versions, OrderedDict()
         return self._kept, self._folder
@@ -370,11 +367,3 @@ def _checksum(feature: Tensor) -> str:
     digest = hashlib.sha256(f"{feature.dtype} {tuple(feature.shape)}\n".encode())
     digest.update(feature.contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _sweep(folder: Path) -> None:
-    """Delete what processes that were killed while they wrote have left in a folder."""
-    for part in folder.glob(PARTS):
-        with suppress(OSError):  # another sweeps it, or it is not ours to delete
-            if time.time() - part.stat().st_mtime > _STALE:
-                part.unlink()

@@ -44,7 +44,8 @@ sys.path.insert(0, str(ROOT))
 
 from freecp_d2.clip import base_methods  # noqa: E402
 from freecp_d2.data.scenes import CLASSES, DESCRIPTIONS, draw_scene  # noqa: E402
-from freecp_d2.files import local_path, whole_file  # noqa: E402
+from freecp_d2.files import local_path, scratch_folder, whole_file  # noqa: E402
+from freecp_d2.workers import begin_worker  # noqa: E402
 
 CONFIG = local_path("freecp_d2://scenes/scene_clip.json")
 TRAIN_SEED = 1_000_000
@@ -76,20 +77,20 @@ def _render(task: tuple[int, int, int]) -> tuple[np.ndarray, str]:
 
 
 def render_scenes(
-    first_seed: int, count: int, height: int, width: int, folder: str, workers: int
+    first_seed: int, count: int, height: int, width: int, folder: Path, workers: int
 ) -> tuple[np.ndarray, list[str]]:
     """Draw `count` scenes into a memory-mapped file under `folder`.
 
     Returns:
         images (count,height,width,3) uint8 RGB and their captions. Nothing else is kept of a scene.
     """
-    path = Path(folder) / f"{first_seed}_{count}_{height}x{width}.npy"
+    path = folder / f"{first_seed}_{count}_{height}x{width}.npy"
     shape = (count, height, width, 3)
     images = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
     captions = []
     tasks = ((first_seed + i, height, width) for i in range(count))
     start = time.time()
-    with multiprocessing.get_context("fork").Pool(workers) as pool:
+    with multiprocessing.get_context("fork").Pool(workers, begin_worker) as pool:
         for i, (image, caption) in enumerate(pool.imap(_render, tasks, chunksize=64)):
             images[i] = image
             captions.append(caption)
@@ -286,7 +287,7 @@ def train(args: argparse.Namespace) -> dict[str, float]:
     torch.manual_seed(args.seed)
     generator = torch.Generator().manual_seed(args.seed)
     device = torch.device(args.device)
-    with tempfile.TemporaryDirectory(dir=args.scratch) as folder:
+    with scratch_folder(Path(args.scratch), "freecp_train") as folder:
         shape = (args.height, args.width)
         images, captions = render_scenes(TRAIN_SEED, args.scenes, *shape, folder, args.workers)
         held_out = render_scenes(HELD_OUT_SEED, args.held_out, 224, 288, folder, args.workers)

@@ -716,7 +716,7 @@ def test_an_interrupted_write_leaves_nothing(
     )
     assert set(left) <= set(files(tmp_path))  # another process may still write it
     for part in left:
-        os.utime(part, (0, time.time() - 2 * text._STALE))
+        os.utime(part, (0, time.time() - 7200))
     TextEncoder(model, tokenizer, tmp_path).encode(SENTENCES)
     assert [path.suffix for path in files(tmp_path)] == [".safetensors"] * 3
     assert not caplog.records
@@ -724,7 +724,7 @@ def test_an_interrupted_write_leaves_nothing(
 
 def test_what_cannot_be_swept_stays(model, tokenizer, tmp_path, caplog):
     TextEncoder(model, tokenizer, tmp_path).encode(SENTENCES)
-    folder = files(tmp_path)[0].parent / ".folder.part"
+    folder = files(tmp_path)[0].parent / f".{'0' * 32}.part"
     folder.mkdir()
     os.utime(folder, (0, 0))
     TextEncoder(model, tokenizer, tmp_path).encode(SENTENCES)

@@ -98,7 +98,7 @@ def test_training_sees_no_seed_of_the_benchmark(script, tmp_path, monkeypatch):
     draw = script.draw_scene
 
     class SerialPool:
-        def __init__(self, workers):
+        def __init__(self, *_):
             pass
 
         def __enter__(self):

@@ -9,16 +9,18 @@ import argparse
 import atexit
 import logging
 import os
-import shutil
 import signal
 import sys
 import tempfile
 import threading
 from collections.abc import Sequence
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 
 import huggingface_hub.constants
+
+from ...files import scratch_folder
 
 
 def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> argparse.Namespace:
@@ -57,16 +59,19 @@ def private_gradio() -> Path:
     """Before gradio is imported: it reports to nobody, and its files lie in a folder of their own.
 
     Returns:
-        The folder, which is deleted when this process ends.
+        The folder, which is deleted when this process ends, or when the next page starts.
     """
-    folder = os.path.realpath(tempfile.mkdtemp(prefix="freecp_web_"))
-    atexit.register(shutil.rmtree, folder)
-    os.environ["GRADIO_TEMP_DIR"] = folder
+    stack = ExitStack()
+    atexit.register(stack.close)
+    temporary = Path(tempfile.gettempdir())
+    folder = stack.enter_context(scratch_folder(temporary, "freecp_web")) / "files"
+    folder.mkdir()
+    os.environ["GRADIO_TEMP_DIR"] = str(folder)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["GRADIO_RUN_HISTORY"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True  # open_clip has loaded it by now
-    return Path(folder)
+    return folder
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:

@@ -1,13 +1,18 @@
 """One function over many files, in processes where they pay, under a progress bar."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from multiprocessing import get_context
 from time import perf_counter
 from typing import TypeVar
 
 from tqdm import tqdm
+
+from ...stopping import Stop
+from ...workers import begin_worker
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -21,27 +26,40 @@ CHUNK = 16
 
 
 def each(
-    function: Callable[[Item], Result], items: Sequence[Item], workers: int, label: str
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    workers: int,
+    label: str,
+    stop: Stop | None = None,
 ) -> Iterator[Result]:
     """The results of `function` for `items`, in their order.
 
     This process begins, and starts others for the rest only when that saves time. They import
-    neither torch nor Detectron2.
+    neither torch nor Detectron2, and end when this one does.
 
     Args:
         function: of a module's top level; it and the items go to spawned processes.
         workers: at most so many processes; 1 stays in this one.
         label: stands before the progress bar.
+        stop: once it has a signal there are no more results; the files at hand are finished.
 
     Raises:
         BrokenProcessPool: a process died.
     """
-    yield from tqdm(_results(function, items, workers), label, len(items), unit="file")
+    with closing(_results(function, items, workers)) as results:
+        try:
+            for result in tqdm(results, label, len(items), unit="file"):
+                yield result
+                if stop and stop.signal:
+                    return
+        except BrokenProcessPool:
+            if not stop or not stop.signal:  # which others have got, too
+                raise
 
 
 def _results(
     function: Callable[[Item], Result], items: Sequence[Item], workers: int
-) -> Iterator[Result]:
+) -> Generator[Result]:
     start, done = perf_counter(), 0
     while done < len(items) and (workers == 1 or perf_counter() - start < TRIAL_SECONDS):
         yield function(items[done])
@@ -56,7 +74,7 @@ def _results(
         return
     os.environ["FREECP_D2_PREPARE_WORKER"] = "1"  # see freecp_d2/__init__.py
     try:
-        pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+        pool = ProcessPoolExecutor(workers, get_context("spawn"), begin_worker)
         results = pool.map(function, rest, chunksize=CHUNK)  # starts all processes
     finally:
         del os.environ["FREECP_D2_PREPARE_WORKER"]

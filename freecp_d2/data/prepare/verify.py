@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ...stopping import Stop
 from ..benchmarks.files import file_names, likely_layout, read_names
 from ..benchmarks.layout import BENCHMARKS, Benchmark
 from ..images import load_label_map, read_image
@@ -29,7 +30,11 @@ class Verified:
 
 
 def verify(
-    benchmark: Benchmark, root: str | os.PathLike, workers: int = 1, partial: bool = False
+    benchmark: Benchmark,
+    root: str | os.PathLike,
+    workers: int = 1,
+    partial: bool = False,
+    stop: Stop | None = None,
 ) -> Verified:
     """Read every image and label map that evaluation will read, and report what is wrong.
 
@@ -39,6 +44,7 @@ def verify(
 
     Args:
         root, workers, partial: as in :func:`prepare`.
+        stop: once it has a signal no more files are read.
 
     Raises:
         BrokenProcessPool: a process died.
@@ -83,7 +89,8 @@ def verify(
         )
         for name in sorted(names & images & masks)
     ]
-    for faults in each(_faults, pairs, workers, f"{benchmark.name}, verifying") if pairs else ():
+    label = f"{benchmark.name}, verifying"
+    for faults in each(_faults, pairs, workers, label, stop) if pairs else ():
         verified.faults += faults
     compare_count(verified.images, benchmark, partial, verified.faults, verified.notes)
     return verified

@@ -10,7 +10,8 @@ from pathlib import Path
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from ...files import write_whole
+from ...files import cannot_write, sweep, write_whole
+from ...stopping import Stop
 from ..benchmarks.files import (
     file_names,
     is_made_from_instances,
@@ -46,7 +47,11 @@ class Prepared:
 
 
 def prepare(
-    benchmark: Benchmark, root: str | os.PathLike, workers: int = 1, partial: bool = False
+    benchmark: Benchmark,
+    root: str | os.PathLike,
+    workers: int = 1,
+    partial: bool = False,
+    stop: Stop | None = None,
 ) -> Prepared:
     """Write the label maps of `benchmark` that are not there yet, from what is on disk.
 
@@ -60,10 +65,11 @@ def prepare(
         root: DETECTRON2_DATASETS; "~" is the home folder.
         workers: processes, at most.
         partial: fewer images than the official set has, if any, are no fault.
+        stop: once it has a signal no more label maps are written.
 
     Raises:
         ValueError: the annotation is one file, and damaged or another one.
-        OSError: the file list cannot be read or written.
+        OSError: the file list cannot be read or written, or no label map can be written.
         BrokenProcessPool: a process died.
     """
     root = Path(os.path.expanduser(root))
@@ -94,7 +100,8 @@ def prepare(
     if jobs and annotations.note:
         done.notes.append(annotations.note)
         logger.warning("%s: %s", benchmark.name, annotations.note)
-    for fault in each(_write, jobs, workers, benchmark.name) if jobs else ():
+    sweep(folder)
+    for fault in each(_write, jobs, workers, benchmark.name, stop) if jobs else ():
         if fault is None:
             done.written += 1
         else:
@@ -176,7 +183,12 @@ def _write(job: tuple[str, Path, Converter, tuple[str, str] | None]) -> str | No
         if mark:
             info.add_text(*mark)
         Image.fromarray(converter()).save(png, "PNG", pnginfo=info)
-        write_whole(target, png.getvalue())
     except Exception as error:  # the fault of one file, whatever it is, must not stop the rest
         return f"{name}: {error or type(error).__name__}"
+    try:
+        write_whole(target, png.getvalue())
+    except OSError as error:
+        if cannot_write(error):
+            raise
+        return f"{name}: {error}"
     return None

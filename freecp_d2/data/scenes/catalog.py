@@ -1,13 +1,12 @@
 """`scenes_val` in Detectron2's catalogs; its files are drawn when they are first asked for."""
 
 import os
-import shutil
-import tempfile
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
+from ...files import scratch_folder
 from ...progress import progress
 from .classes import CLASSES, COLORS
 from .scene import HEIGHT, WIDTH, draw_scene
@@ -58,11 +57,10 @@ def write_scenes(folder: Path, seeds: range) -> None:
     finish gives its folder the name.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        part.chmod(0o755)
+    with scratch_folder(folder.parent, f".{folder.name}") as scratch:
+        part = scratch / folder.name
         for kind in ("images", "annotations"):
-            (part / kind).mkdir()
+            (part / kind).mkdir(parents=True)
         for seed in progress(seeds, total=len(seeds), desc=f"drawing {folder}", unit="scene"):
             scene = draw_scene(seed)
             Image.fromarray(scene.image).save(part / "images" / _file_name(seed))
@@ -72,8 +70,6 @@ def write_scenes(folder: Path, seeds: range) -> None:
         except OSError:
             if not folder.exists():
                 raise
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _file_name(seed: int) -> str:
