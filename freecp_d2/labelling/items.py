@@ -57,7 +57,7 @@ def read_items(
 ) -> Iterator[Item]:
     """The images of an input in its order, each once. The input is read twice.
 
-    Memory holds eight bytes an image, and the names of one folder. Without an id of its own an
+    Memory holds some dozen bytes an image, and the names of one folder. Without an id of its own an
     image has its path below the folder that all share, without suffix; those that differ in their
     suffix alone keep it: photo.jpg and photo.tif are photo_jpg and photo_tif.
 
@@ -72,55 +72,77 @@ def read_items(
         ValueError: it has no images, a line is none, or an id is none or that of two images.
     """
     entries = _entries_of(source, os.fspath(output))
-    root, known, clashing = _survey(entries(), source)
-    named: dict[str, Entry] = {}
+    names = _survey(entries(), source)
+    seen: set[tuple[str, str]] = set()
     for entry in entries():
         key = _key(entry)
+        if _hash(entry.file_name) in names.repeated:
+            if (key, entry.file_name) in seen:
+                continue
+            seen.add((key, entry.file_name))
         id = entry.id
         if id is None:
-            id = _without_suffix(entry.file_name)[len(root) :]
-        if _hash(key) in clashing:
-            if entry.id is None:
-                id = _with_suffix(id, entry.file_name, root, known)
-            other = named.setdefault(id, entry)
-            if other is not entry:
-                if entry.id is None and other.file_name == entry.file_name:
-                    continue  # listed twice
+            id = _without_suffix(entry.file_name)[len(names.root) :]
+        if _hash(key) in names.clashing:
+            if entry.id is not None:
                 raise ValueError(
-                    f"{entry.file_name} and {other.file_name} have one id, {id!r}; give each image "
-                    "an id of its own"
+                    f"{entry.file_name}: another image has its id, {id!r}, too; give each image an "
+                    "id of its own"
                 )
+            id = _with_suffix(id, entry.file_name, names)
         yield Item(id, entry.file_name, entry.stamp or _stamp(entry.file_name), entry.image_id)
 
 
-def _survey(entries: Iterable[Entry], source: object) -> tuple[str, np.ndarray, frozenset[int]]:
-    """The folder that all images share, the sorted hashes of their names, and those of several."""
+@dataclass(frozen=True)
+class _Names:
+    """What the images of an input have in common.
+
+    Attributes:
+        root: the folder of all, with "/" at its end.
+        keys: (N,) uint64, the sorted hashes of :func:`_key`.
+        clashing: those of several images.
+        repeated: hashes of the paths of images that are listed several times.
+    """
+
+    root: str
+    keys: np.ndarray
+    clashing: frozenset[int]
+    repeated: frozenset[int]
+
+
+def _survey(entries: Iterable[Entry], source: object) -> _Names:
     hashes = array("Q")
     root: str | None = None
     for entry in entries:
-        hashes.append(_hash(_key(entry)))
+        hashes.extend((_hash(_key(entry)), _hash(entry.file_name)))
         folder = posixpath.dirname(entry.file_name)
-        if root is None:
-            root = folder
-        while root and not (folder == root or folder.startswith(root.rstrip("/") + "/")):
+        root = folder if root is None else root
+        while root and not f"{folder}/".startswith(f"{root.rstrip('/')}/"):
             root = posixpath.dirname(root.rstrip("/"))
     if root is None:
         name = source if isinstance(source, str | os.PathLike) else "the data set"
         raise ValueError(f"{name}: no images; name a folder, pattern or list that has some")
-    values, counts = np.unique(np.frombuffer(hashes, dtype=np.uint64), return_counts=True)
-    prefix = root if not root or root.endswith("/") else f"{root}/"
-    return prefix, values, frozenset(values[counts > 1].tolist())
+    pairs = np.frombuffer(hashes, dtype=np.uint64).reshape(-1, 2)
+    images, times = np.unique(pairs, axis=0, return_counts=True)
+    keys, counts = np.unique(images[:, 0], return_counts=True)
+    return _Names(
+        root if not root or root.endswith("/") else f"{root}/",
+        keys,
+        frozenset(keys[counts > 1].tolist()),
+        frozenset(images[times > 1, 1].tolist()),
+    )
 
 
 def _key(entry: Entry) -> str:
     return f"id:{entry.id}" if entry.id is not None else _without_suffix(entry.file_name)
 
 
-def _with_suffix(id: str, file_name: str, root: str, known: np.ndarray) -> str:
+def _with_suffix(id: str, file_name: str, names: _Names) -> str:
     """The id of an image among others that differ in their suffix alone."""
     longer = f"{id}_{posixpath.splitext(file_name)[1][1:]}"
-    place = np.searchsorted(known, (key := np.uint64(_hash(root + longer))))
-    if place < len(known) and known[place] == key:  # it is another image's
+    key = np.uint64(_hash(names.root + longer))
+    place = np.searchsorted(names.keys, key)
+    if place < len(names.keys) and names.keys[place] == key:  # it is another image's
         longer = f"{longer}_{_hash(file_name):016x}"
     return longer
 
@@ -154,6 +176,8 @@ def _entries_of(
             Entry(_absolute(record["file_name"]), image_id=record.get("image_id"))
             for record in source
         )
+    if not os.fspath(source):
+        raise ValueError("--input '': name a folder, pattern or list")
     name = _absolute(os.fspath(source))
     if name.endswith(LISTS):
         return partial(_listed, name)
@@ -206,7 +230,8 @@ def _listed(list_file: str) -> Iterator[Entry]:
                 record = {"file_name": line.strip("\r\n")}
                 if list_file.endswith(".jsonl"):
                     record = _record(line, place)
-                name, id, image_id = (record.get(k) for k in ("file_name", "id", "image_id"))
+                name: str = record["file_name"]
+                id, image_id = record.get("id"), record.get("image_id")
                 if id is not None:
                     _require_id(id, place)
                 has = id is not None, image_id is not None

@@ -35,7 +35,7 @@ def freecp(monkeypatch):
     [
         (["--help"], 0, "segment"),
         ([], 2, "required: COMMAND"),
-        (["label"], 2, "invalid choice: 'label'"),
+        (["labels"], 2, "invalid choice: 'labels'"),
         (["--nope"], 2, "required: COMMAND"),
     ],
 )
@@ -64,7 +64,7 @@ def test_a_subcommand_gets_the_rest_of_the_line(freecp, monkeypatch):
     assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
 
 
-@pytest.mark.parametrize("name", ["segment", "web", "evaluate", "prepare"])
+@pytest.mark.parametrize("name", ["segment", "web", "evaluate", "label", "prepare"])
 def test_subcommands_have_help(freecp, capsys, name):
     with pytest.raises(SystemExit) as error:
         freecp.main([name, "--help"])
