@@ -1,6 +1,7 @@
 # make install set up .venv             make pictures  draw docs/pictures anew
 # make demo    evaluate base methods and FreeCP on the embedded benchmark; table on screen, pictures in output/demo
 # make test    run the tests            make test-gpu  run those of the operators, the encoder, the head and FreeCP on a GPU
+# make crash   kill labelling, evaluation and prepare at KILLS random moments, and compare with undisturbed runs
 # make racecheck  the operators' kernels under NVIDIA's compute-sanitizer, on a GPU
 # make mutants    change the code in one place at a time, and count what the tests do not notice
 # make bench   time FreeCP against the bare CLIP forward and a plain transcription; tables, output/bench
@@ -9,7 +10,7 @@
 # Each sets up .venv first, once. BASE_PYTHON=/path/to/python chooses the interpreter (3.11 or later) it is made of.
 
 .POSIX:
-.PHONY: install demo pictures test test-gpu racecheck mutants bench lint lock
+.PHONY: install demo pictures test crash test-gpu racecheck mutants bench lint lock
 
 VENV = .venv
 PYTHON = $(VENV)/bin/python
@@ -29,6 +30,11 @@ pictures: $(INSTALLED)
 # One thread a worker: torch would start one per core in each of them.
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n auto --maxprocesses 8
+
+# In `make test` it is 20.
+KILLS = 200
+crash: $(INSTALLED)
+	FREECP_CRASHES=$(KILLS) OMP_NUM_THREADS=1 $(PYTHON) -m pytest $$(find tests -name 'test_crashes_*.py')
 
 # One process: the workers would share the GPU.
 test-gpu: $(INSTALLED)

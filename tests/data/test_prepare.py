@@ -1,8 +1,10 @@
 """From folders in the official layouts to what evaluation reads, and what happens to bad files."""
 
+import errno
 import hashlib
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -507,3 +509,51 @@ def test_the_command_as_it_is_typed(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "voc20: 3 images; label maps: 3 written, 0 there already" in done.stdout
     assert "voc20" in done.stderr and "3/3" in done.stderr
+
+
+def fail_to_write(number: int, monkeypatch) -> list[Path]:
+    """Files that could not be written, as they are asked for."""
+    asked: list[Path] = []
+
+    def fail(path: Path, content: bytes) -> None:
+        asked.append(path)
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    return asked
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])
+def test_where_nothing_can_be_written_it_stops_in_a_sentence(tmp_path, monkeypatch, number):
+    official.write_official("voc20", tmp_path)
+    asked = fail_to_write(number, monkeypatch)
+    with pytest.raises(SystemExit) as end:
+        run("voc20", "voc21", "--partial", "--root", tmp_path)
+    assert len(asked) == 1
+    folder = tmp_path / BENCHMARKS["voc20"].layout.mask_folder
+    line = f"python -m freecp_d2.data.prepare: {folder}/2007_000033.png: {os.strerror(number)}"
+    assert str(end.value.code).lower().startswith(line.lower()) and os.listdir(folder) == []
+
+
+def test_what_one_file_does_not_let_be_written_costs_that_one(tmp_path, monkeypatch, capsys):
+    official.write_official("voc20", tmp_path)
+    asked = fail_to_write(errno.EIO, monkeypatch)
+    assert run("voc20", "--partial", "--root", tmp_path) == 1
+    assert len(asked) == 3 and capsys.readouterr().err.count("  fault: 2007_0000") == 3
+
+
+def test_workers_are_one_at_the_least(tmp_path, capsys):
+    for workers in ("0", "-3"):
+        with pytest.raises(SystemExit) as end:
+            main(["voc20", "--root", str(tmp_path), "--workers", workers])
+        assert end.value.code == 2
+        assert capsys.readouterr().err.endswith(f"--workers {workers}: must be at least 1\n")
+
+
+def test_debug_shows_where_an_error_comes_from(tmp_path):
+    (tmp_path / "coco/annotations").mkdir(parents=True)
+    (tmp_path / "coco/val2017").mkdir()
+    (tmp_path / "coco/annotations/instances_val2017.json").write_text("{")
+    assert run("coco_object", "--root", tmp_path) == 1
+    with pytest.raises(ValueError, match="instances_val2017"):
+        run("coco_object", "--root", tmp_path, "--debug")
