@@ -84,14 +84,18 @@ def cannot_write(error: Exception) -> bool:
     return isinstance(error, OSError) and error.errno in _HOPELESS
 
 
-def sweep(folder: Path) -> None:
+def sweep(folder: Path, age: float = _STALE) -> None:
     """Delete the temporary files below a folder that killed processes have left.
 
-    Those of :func:`whole_file` of more than an hour ago; where that is not allowed, they stay.
+    Where that is not allowed, they stay.
+
+    Args:
+        age: seconds; those of :func:`whole_file` that are older, by default an hour. 0 where nobody
+            else writes there.
     """
     for part in folder.rglob(PARTS):
         with suppress(OSError):  # another sweeps it, or it is not ours to delete
-            if time.time() - part.stat().st_mtime > _STALE:
+            if time.time() - part.stat().st_mtime >= age:
                 part.unlink()
 
 

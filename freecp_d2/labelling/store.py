@@ -3,13 +3,13 @@
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import fsspec
 
-from ..files import require_writable, whole_file, write_whole
+from ..files import require_writable, sweep, whole_file, write_whole
 from ..journal import Journal, read_journal
 from ..locks import locked
 
@@ -108,8 +108,11 @@ class LocalStore:
             self._counted[name] = size, lines
         return sum(lines for _, lines in self._counted.values())
 
-    def locked(self, what: str) -> AbstractContextManager[None]:
-        return locked(self.folder, what)
+    @contextmanager
+    def locked(self, what: str) -> Iterator[None]:
+        with locked(self.folder, what):
+            sweep(self.folder, age=0)
+            yield
 
 
 def open_store(url: str | os.PathLike) -> Store:
