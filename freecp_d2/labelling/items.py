@@ -49,7 +49,7 @@ class Entry:
 
 def shard_of(id: str, count: int) -> int:
     """Which of `count` workers an image is for, from 0; a function of nothing else."""
-    return _hash(id) % count
+    return hash_of(id) % count
 
 
 def read_items(
@@ -76,14 +76,14 @@ def read_items(
     seen: set[tuple[str, str]] = set()
     for entry in entries():
         key = _key(entry)
-        if _hash(entry.file_name) in names.repeated:
+        if hash_of(entry.file_name) in names.repeated:
             if (key, entry.file_name) in seen:
                 continue
             seen.add((key, entry.file_name))
         id = entry.id
         if id is None:
             id = _without_suffix(entry.file_name)[len(names.root) :]
-        if _hash(key) in names.clashing:
+        if hash_of(key) in names.clashing:
             if entry.id is not None:
                 raise ValueError(
                     f"{entry.file_name}: another image has its id, {id!r}, too; give each image an "
@@ -114,7 +114,7 @@ def _survey(entries: Iterable[Entry], source: object) -> _Names:
     hashes = array("Q")
     root: str | None = None
     for entry in entries:
-        hashes.extend((_hash(_key(entry)), _hash(entry.file_name)))
+        hashes.extend((hash_of(_key(entry)), hash_of(entry.file_name)))
         folder = posixpath.dirname(entry.file_name)
         root = folder if root is None else root
         while root and not f"{folder}/".startswith(f"{root.rstrip('/')}/"):
@@ -140,14 +140,15 @@ def _key(entry: Entry) -> str:
 def _with_suffix(id: str, file_name: str, names: _Names) -> str:
     """The id of an image among others that differ in their suffix alone."""
     longer = f"{id}_{posixpath.splitext(file_name)[1][1:]}"
-    key = np.uint64(_hash(names.root + longer))
+    key = np.uint64(hash_of(names.root + longer))
     place = np.searchsorted(names.keys, key)
     if place < len(names.keys) and names.keys[place] == key:  # it is another image's
-        longer = f"{longer}_{_hash(file_name):016x}"
+        longer = f"{longer}_{hash_of(file_name):016x}"
     return longer
 
 
-def _hash(text: str) -> int:
+def hash_of(text: str) -> int:
+    """64 bits of a text, the same on every machine."""
     digest = hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=8).digest()
     return int.from_bytes(digest, "big")
 
@@ -188,7 +189,7 @@ def _entries_of(
     if os.path.isdir(name):
         return partial(_below, name, os.path.realpath(output) if output else "")
     if glob.has_magic(name):
-        return lambda: (Entry(f) for f in sorted(glob.glob(name, recursive=True)) if _is_image(f))
+        return lambda: (Entry(f) for f in sorted(glob.glob(name, recursive=True)) if is_image(f))
     raise FileNotFoundError(
         f"--input {os.fspath(source)!r}: no such folder, pattern or list ({', '.join(LISTS)}); "
         "check the path"
@@ -204,7 +205,7 @@ def _below(folder: str, output: str) -> Iterator[Entry]:
         if os.path.isdir(path):
             if os.path.realpath(path) != output:
                 yield from _below(path, output)
-        elif _is_image(path):
+        elif is_image(path):
             yield Entry(path)
 
 
@@ -212,7 +213,8 @@ def _absolute(path: str) -> str:
     return path if "://" in path else os.path.abspath(os.path.expanduser(path))
 
 
-def _is_image(path: str) -> bool:
+def is_image(path: str) -> bool:
+    """Whether a name has the suffix of an image."""
     return os.path.splitext(path)[1].lower() in image_suffixes()
 
 

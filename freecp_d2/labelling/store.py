@@ -20,8 +20,11 @@ class RecordWriter(Protocol):
     def add(self, record: Mapping[str, Any]) -> None:
         """Append a record."""
 
-    def close(self) -> None:
+    def sync(self) -> None:
         """Make sure that all records last."""
+
+    def close(self) -> None:
+        """:meth:`sync`, and nothing more is appended."""
 
 
 class Store(Protocol):
