@@ -5,6 +5,7 @@ import errno
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from ..memory import memory_ran_out
 
@@ -28,6 +29,17 @@ def add_debug_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--debug", action="store_true", help="show where in the code an error comes from"
     )
+
+
+def path_argument(text: str) -> Path:
+    """The type of an option that is a path: Path("") would be the current folder.
+
+    Raises:
+        argparse.ArgumentTypeError: it is empty.
+    """
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"{text!r} is no path; is a variable of the shell empty?")
+    return Path(text)
 
 
 @contextmanager
@@ -61,12 +73,14 @@ def sentence(error: Exception) -> str:
     """What went wrong in one line, and what to do."""
     if memory_ran_out(error):
         return "memory ran out; give smaller images, or name fewer classes"
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+    if isinstance(error, OSError) and error.strerror:
         name = error.filename2 or error.filename
-        shown = name.decode(errors="replace") if isinstance(name, bytes) else str(name)
+        shown = name.decode(errors="replace") if isinstance(name, bytes) else name
         reason = error.strerror[:1].lower() + error.strerror[1:]
-        advice = ADVICE.get(error.errno or 0)
-        return _line(f"{shown}: {reason}{f'; {advice}' if advice else ''}")
+        parts = [f"{shown}: " if name else "", reason]
+        if advice := ADVICE.get(error.errno or 0):
+            parts.append(f"; {advice}")
+        return _line("".join(parts))
     return _line(str(error)) or type(error).__name__
 
 

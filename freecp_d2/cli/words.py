@@ -49,8 +49,16 @@ def _names(flag: str, text: str) -> list[str]:
 
 
 def background_of(text: str | bool) -> bool | list[str]:
-    """--background as the predictor takes it."""
-    return text if isinstance(text, bool) else _names("--background", text)
+    """--background as the predictor takes it.
+
+    Raises:
+        ValueError: it names nothing.
+    """
+    if isinstance(text, bool):
+        return text
+    if names := _names("--background", text):
+        return names
+    raise ValueError(f"--background {text!r} names nothing; name something, or leave {text!r} out")
 
 
 def _unrecognized(given: Sequence[str], unknown: Sequence[str]) -> str:

@@ -22,6 +22,7 @@ def system_error(number: int, path: object = "/a/b") -> OSError:
         (system_error(errno.ENOSPC), "/a/b: no space left on device; free some space, or"),
         (system_error(errno.EACCES, b"/a/\xff"), "/a/\ufffd: permission denied; check its perm"),
         (system_error(errno.EIO), "/a/b: input/output error"),
+        (OSError(errno.ENOSPC, "No space left on device"), "no space left on device; free some"),
         (OSError("no errno"), "no errno"),
         (MemoryError(), "memory ran out; "),
         (RuntimeError("CUDA out of memory. Tried"), "memory ran out; "),

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +35,13 @@ def demo(output: Path, *arguments: object, config: str = "scenes/clearclip") -> 
     argv = ["--config-file", config, "--output", output, *arguments]
     if "--opts" not in argv:
         argv.append("--opts")
-    return segment.main([*map(str, argv), *OPTS], "freecp segment")
+    try:
+        return segment.main([*map(str, argv), *OPTS], "freecp segment")
+    except SystemExit as end:
+        if not isinstance(end.code, str):
+            raise
+        print(end.code, file=sys.stderr)  # as Python does
+        return 1
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +72,7 @@ def files(folder: Path) -> dict[str, int]:
 def test_a_folder_with_a_broken_image(tmp_path, images, scene, capsys):
     output = tmp_path / "out"
     arguments = ("--vocabulary", WORDS, "--background", "--base", "--maps", "--input", images)
-    assert demo(output, *arguments) == 1
+    assert demo(output, *arguments) == 3
     assert "broken.png: not a" in capsys.readouterr().err.splitlines()[-1]
     names = ("a/x.png", "b/x.png", "y.jpg")
     kinds = ("labels", "maps", "overlays")
@@ -95,7 +102,7 @@ def test_a_folder_with_a_broken_image(tmp_path, images, scene, capsys):
 
     with Image.open(output / "overlays" / "a" / "x.png") as one:
         assert one.width > 2 * 600  # base and FreeCP, and a legend
-    assert demo(output, *arguments) == 1
+    assert demo(output, *arguments) == 3
     assert files(output).items() >= {k: v for k, v in done.items() if "json" not in k}.items()
     assert "3 of 4 images are done already" in capsys.readouterr().out
 
@@ -197,7 +204,7 @@ def test_other_files_of_a_folder_are_named_and_skipped(tmp_path, mixed, capsys, 
 
 def test_other_files_that_are_named_are_faults(tmp_path, mixed, capsys):
     arguments = [mixed / name for name in SHARED]
-    assert demo(tmp_path / "out", "--vocabulary", WORDS, "--input", *arguments) == 1
+    assert demo(tmp_path / "out", "--vocabulary", WORDS, "--input", *arguments) == 3
     captured = capsys.readouterr()
     assert "1 of 4 images" in captured.out
     lines = captured.err.splitlines()[-4:]
@@ -329,7 +336,7 @@ def test_memory_that_runs_out_on_an_image_stops_no_other(
 
     monkeypatch.setattr(FreeCPPredictor, "encode", limited)
     output = tmp_path / "out"
-    assert demo(output, "--vocabulary", WORDS, "--input", folder) == 1
+    assert demo(output, "--vocabulary", WORDS, "--input", folder) == 3
     captured = capsys.readouterr()
     assert "2 of 3 images" in captured.out
     assert captured.err.splitlines()[-1].startswith(
@@ -463,14 +470,14 @@ def test_a_video_of_which_something_has_changed_is_done_anew(tmp_path, scene, ca
 
     other = write_clip(tmp_path / "other" / "clip.avi", scene, 1)
     before = files(output)
-    assert demo(output, *words, "--input", other) == 1
+    assert demo(output, *words, "--input", other) == 3
     last = capsys.readouterr().err.splitlines()[-1]
     assert f"{other} would overwrite the results of {source}" in last
     assert files(output) == before
     other.write_bytes(b"no video")
-    assert demo(tmp_path / "there", *words, "--input", other) == 1
+    assert demo(tmp_path / "there", *words, "--input", other) == 3
     assert "no frame can be read" in capsys.readouterr().err.splitlines()[-1]
-    assert not (tmp_path / "there").exists()
+    assert files(tmp_path / "there") == {}
 
 
 def test_images_and_videos_together(tmp_path, scene, capsys):
@@ -495,7 +502,7 @@ def test_images_and_videos_together(tmp_path, scene, capsys):
 def test_a_video_in_the_folder_of_the_output_is_not_overwritten(tmp_path, scene, capsys):
     source = write_clip(tmp_path / "overlays" / "clip.mp4", scene, 1)
     before = source.read_bytes()
-    assert demo(tmp_path, "--vocabulary", "sky,lawn", "--input", source) == 1
+    assert demo(tmp_path, "--vocabulary", "sky,lawn", "--input", source) == 3
     assert "clip.mp4 would be overwritten" in capsys.readouterr().err.splitlines()[-1]
     assert source.read_bytes() == before
 
@@ -653,7 +660,8 @@ def test_pixels_without_a_class_are_in_title_and_legend(scene, monkeypatch):
         (("--video-input", "nowhere.mp4"), "nowhere.mp4: no such file"),
         (("--video-input", "TEXT", "--maps"), "--maps and --masks are of images"),
         (("--video-input", "TEXT", "--masks"), "--maps and --masks are of images"),
-        (("--video-input", "TEXT"), "no frame can be read"),
+        (("--input", "IMAGE", "--background", ""), "--background '' names nothing"),
+        (("--input", "IMAGE", "--background", " "), "--background ' ' names nothing"),
     ],
 )
 def test_misuse_is_one_sentence(tmp_path, images, capsys, arguments, sentence):
@@ -667,7 +675,23 @@ def test_misuse_is_one_sentence(tmp_path, images, capsys, arguments, sentence):
     assert demo(output, *(places.get(a, a) for a in arguments)) == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("freecp segment: ") and sentence in last
-    assert not output.exists() or not list(output.iterdir())
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("flag", ["--input", "--video-input", "--output"])
+@pytest.mark.parametrize("path", ["", " "])
+def test_an_empty_path_is_not_the_current_folder(tmp_path, scene, monkeypatch, capsys, flag, path):
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(scene[:60, :80]).save("x.png")
+    more = ("--input", "x.png") if flag == "--output" else ()
+    with pytest.raises(SystemExit) as end:
+        demo(tmp_path / "out", *more, flag, path)
+    assert end.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"freecp segment: error: argument {flag}: {path!r} is no path; is a variable of the shell "
+        "empty?"
+    )
+    assert os.listdir(tmp_path) == ["x.png"]
 
 
 def test_unknown_config(tmp_path, images, capsys):

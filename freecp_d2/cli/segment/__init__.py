@@ -13,9 +13,12 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
+from ...files import sweep
+from ...locks import locked
 from ...predictor import FreeCPPredictor
+from ...stopping import Stop, stopping
+from ..errors import add_debug_option, one_sentence, path_argument
 from ..words import add_words_options, background_of, parse_words, words_of
 
 
@@ -33,16 +36,17 @@ def parse_args(argv: Sequence[str] | None, prog: str | None = None) -> argparse.
     source.add_argument(
         "--input",
         nargs="+",
+        type=path_argument,
         metavar="FILE",
         help="images, videos, folders of images, patterns like 'a/*.jpg' and 'a/*.mp4'",
     )
     source.add_argument(
         "--video-input",
-        type=Path,
+        type=path_argument,
         metavar="FILE",
         help="a video, whatever its suffix; a flag of Detectron2's demo",
     )
-    parser.add_argument("--output", required=True, type=Path, metavar="FOLDER")
+    parser.add_argument("--output", required=True, type=path_argument, metavar="FOLDER")
     add_words_options(parser)
     parser.add_argument(
         "--base", action="store_true", help="show the method without FreeCP beside it"
@@ -51,6 +55,7 @@ def parse_args(argv: Sequence[str] | None, prog: str | None = None) -> argparse.
     parser.add_argument(
         "--maps", action="store_true", help="a figure of class activation maps of every image"
     )
+    add_debug_option(parser)
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], help="last: KEY VALUE ... of the config"
     )
@@ -58,16 +63,36 @@ def parse_args(argv: Sequence[str] | None, prog: str | None = None) -> argparse.
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
-    """Run the command line; the exit code, 1 when an image or anything else failed.
+    """Run the command line; the exit code.
+
+    That is 3 when an image or video failed and the others are done, and 143 or 130 when SIGTERM or
+    Ctrl-C stopped it after the image at hand.
 
     Args:
         prog: what the command is called; by default the name of the script.
+
+    Raises:
+        SystemExit: something is wrong with the input, or nothing can be written; it says what.
     """
-    args = parse_args(argv, prog)
+    given = list(sys.argv[1:] if argv is None else argv)
+    args = parse_args(given, prog)
+    faults: list[str] = []
+    with one_sentence(args.prog, args.debug), stopping() as stop:
+        try:
+            _segment(args, faults, stop)
+        finally:
+            for fault in faults:
+                print(f"{args.prog}: {fault}", file=sys.stderr)
+    if stop.signal:
+        print(stop.sentence(args.prog, given), file=sys.stderr)
+        return stop.exit_code
+    return 3 if faults else 0
+
+
+def _segment(args: argparse.Namespace, faults: list[str], stop: Stop) -> None:
+    """Do what the command line says; sentences about what failed are added to `faults`."""
     from detectron2.utils.logger import setup_logger
 
-    from ...memory import memory_ran_out
-    from .faults import sentence
     from .images import segment_images
     from .inputs import describe_skipped, inputs_of
     from .video import segment_videos
@@ -76,27 +101,18 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     # nobody asked.
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     setup_logger(name="freecp_d2")
-    faults = []
-    try:
-        inputs = inputs_of(args)
-        for skipped in describe_skipped(inputs.skipped):
-            print(f"{args.prog}: skipped {skipped.split(' ', 1)[1]}", file=sys.stderr)
-        vocabulary = None if args.vocabulary is None else words_of(args.vocabulary)
-        background = background_of(args.background)
-        predictor = FreeCPPredictor(args.config_file, args.opts)
-        if not predictor.purifies and (args.base or args.maps):
-            raise ValueError("MODEL.FREECP.ENABLED is False: leave out --base and --maps")
-        words = predictor.prepare(vocabulary, background)
+    inputs = inputs_of(args)
+    for skipped in describe_skipped(inputs.skipped):
+        print(f"{args.prog}: skipped {skipped.split(' ', 1)[1]}", file=sys.stderr)
+    vocabulary = None if args.vocabulary is None else words_of(args.vocabulary)
+    background = background_of(args.background)
+    predictor = FreeCPPredictor(args.config_file, args.opts)
+    if not predictor.purifies and (args.base or args.maps):
+        raise ValueError("MODEL.FREECP.ENABLED is False: leave out --base and --maps")
+    words = predictor.prepare(vocabulary, background)
+    with locked(args.output, args.prog):
+        sweep(args.output)
         if inputs.images:
-            faults += segment_images(predictor, words, inputs, args)
-        if inputs.videos:
-            faults += segment_videos(predictor, words, inputs, args)
-    except (OSError, ValueError) as error:
-        faults.append(" ".join(str(error).split()))
-    except Exception as error:
-        if not memory_ran_out(error):
-            raise
-        faults.append(sentence(Path(args.config_file), error))
-    for fault in faults:
-        print(f"{args.prog}: {fault}", file=sys.stderr)
-    return 1 if faults else 0
+            segment_images(predictor, words, inputs, args, faults, stop)
+        if inputs.videos and not stop.signal:
+            segment_videos(predictor, words, inputs, args, faults, stop)

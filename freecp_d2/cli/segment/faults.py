@@ -13,8 +13,15 @@ FAILURES = (OSError, ValueError, Image.DecompressionBombError)
 
 
 @contextmanager
-def noted(faults: list[str], source: Path) -> Iterator[None]:
-    """Add a sentence to `faults` where the block fails for what `source` is, or for memory."""
+def noted(faults: list[str], source: Path, debug: bool = False) -> Iterator[None]:
+    """Add a sentence to `faults` where the block fails for what `source` is, or for memory.
+
+    Args:
+        debug: errors go through as they are.
+
+    Raises:
+        OSError: nothing can be written any more, of this file or of others.
+    """
     try:
         yield
     except Exception as error:

@@ -14,6 +14,7 @@ from ...data import Vocabulary
 from ...files import write_whole
 from ...predictor import FreeCPPredictor
 from ...segmentation import write_masks, write_png
+from ...stopping import Stop
 from .bar import windows_on
 from .faults import noted
 from .inputs import Inputs
@@ -34,29 +35,45 @@ def settings_of(
 
 
 def segment_images(
-    predictor: FreeCPPredictor, words: Vocabulary, inputs: Inputs, args: argparse.Namespace
-) -> list[str]:
-    """Segment the images; sentences about those that could not be."""
+    predictor: FreeCPPredictor,
+    words: Vocabulary,
+    inputs: Inputs,
+    args: argparse.Namespace,
+    faults: list[str],
+    stop: Stop,
+) -> None:
+    """Segment the images, until `stop` has a signal.
+
+    Sentences about those that could not be segmented are added to `faults`.
+
+    Raises:
+        OSError: nothing can be written.
+        ValueError: the folder holds results of other settings, or of another image of a name.
+    """
     settings = settings_of(predictor, words, args) | {"--maps": args.maps, "--masks": args.masks}
-    progress = Progress(args.output, settings)
-    jobs = name_results(inputs.images, inputs.root, progress.records)
-    for job in jobs:
-        if not Path(job.name).name.startswith(job.source.stem):
-            print(
-                f"{args.prog}: {job.source}: its results are named {job.name}.png", file=sys.stderr
-            )
-    waiting = [job for job in jobs if not progress.is_done(job)]
-    if len(waiting) < len(jobs):
-        print(f"{len(jobs) - len(waiting)} of {len(jobs)} images are done already")
-    faults: list[str] = []
-    try:
-        for job in (bar := tqdm(waiting, unit="image")):
-            with noted(faults, job.source):
-                progress.add(_segment_image(predictor, job, words, args, windows_on(bar)))
-    finally:
-        progress.write_coco(words.class_names)
-    print(f"{len(jobs) - len(faults)} of {len(jobs)} images: {args.output}")
-    return faults
+    with Progress(args.output, settings) as progress:
+        jobs = name_results(inputs.images, inputs.root, progress.records)
+        for job in jobs:
+            if not Path(job.name).name.startswith(job.source.stem):
+                print(
+                    f"{args.prog}: {job.source}: its results are named {job.name}.png",
+                    file=sys.stderr,
+                )
+        waiting = [job for job in jobs if not progress.is_done(job)]
+        done = len(jobs) - len(waiting)
+        if done:
+            print(f"{done} of {len(jobs)} images are done already")
+        try:
+            for job in (bar := tqdm(waiting, unit="image")):
+                with noted(faults, job.source, args.debug):
+                    progress.add(_segment_image(predictor, job, words, args, windows_on(bar)))
+                    done += 1
+                if stop.signal:
+                    break
+        finally:
+            background = ["background"] * bool(words.background)
+            progress.write_coco([*background, *(names[0] for names in words.classes)])
+    print(f"{done} of {len(jobs)} images: {args.output}")
 
 
 def _segment_image(

@@ -52,7 +52,7 @@ def inputs_of(args: argparse.Namespace) -> Inputs:
     return inputs
 
 
-def find_inputs(inputs: Sequence[str], output: Path) -> Inputs:
+def find_inputs(inputs: Sequence[str | Path], output: Path) -> Inputs:
     """The images and videos of files, folders and patterns.
 
     Hidden files of a folder, and those below `output`, do not count. Of a folder or pattern the

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...files import write_whole
+from ...journal import Journal, read_journal
 
 PROGRESS = ".progress.jsonl"
 LONGEST_NAME = 245
@@ -37,33 +38,46 @@ class Job:
 
 
 class Progress:
-    """What is done, a line of JSON an image behind one of the settings; survives a kill.
+    """What is done, a line an image behind one of the settings; survives a kill.
+
+    Lines that are damaged do not count: their images are done anew, and all of them where it is the
+    line of the settings. A context manager, which closes the file.
 
     Args:
         folder: of the output.
         settings: whatever the results depend on but the images.
 
     Raises:
+        OSError: the folder cannot be written.
         ValueError: the folder holds results of other settings.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any]):
         self.folder = folder
-        self.records: dict[str, dict[str, Any]] = {}
         path = folder / PROGRESS
-        text = path.read_text(encoding="utf-8") if path.is_file() else ""
-        whole = text[: text.rfind("\n") + 1]  # a kill may have left half a line
-        header, *lines = map(json.loads, whole.splitlines()) if whole else [settings]
-        if header != settings:
-            changed = [key for key in settings if header.get(key) != settings[key]]
+        lines = list(read_journal(path)) if path.is_file() else []
+        known = bool(lines) and "settings" in lines[0]
+        if known and lines[0]["settings"] != settings:
+            former = lines[0]["settings"]
+            changed = [key for key in settings if former.get(key) != settings[key]]
             raise ValueError(
                 f"{folder} holds results of other settings ({', '.join(changed)}); choose another "
                 "--output, or remove the folder"
             )
-        for record in lines:
-            self.records[record["name"]] = record
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(path, "".join(f"{json.dumps(x)}\n" for x in [settings, *lines]).encode())
+        self.records: dict[str, dict[str, Any]] = {}
+        if known:
+            self.records = {record["name"]: record for record in lines[1:]}
+        else:
+            path.unlink(missing_ok=True)
+        self._journal = Journal(path)
+        if not known:
+            self._journal.add({"settings": settings})
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._journal.close()
 
     def is_done(self, job: Job) -> bool:
         """Whether the results of this very file are there.
@@ -85,8 +99,7 @@ class Progress:
         for name in {*former["files"]} - {*record["files"]}:
             (self.folder / name).unlink(missing_ok=True)
         self.records[record["name"]] = record
-        with (self.folder / PROGRESS).open("a", encoding="utf-8") as file:
-            file.write(f"{json.dumps(record)}\n")
+        self._journal.add(record)
 
     def write_coco(self, class_names: Sequence[str]) -> None:
         """segmentation.json of all images of the folder, as pycocotools.coco.COCO reads it."""

@@ -1,7 +1,6 @@
 """Videos with their classes drawn on them."""
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -14,8 +13,10 @@ import numpy as np
 from tqdm import tqdm
 
 from ...data import Vocabulary
-from ...files import whole_file, write_whole
+from ...files import whole_file
+from ...journal import Journal, read_journal
 from ...predictor import FreeCPPredictor
+from ...stopping import Stop
 from ...video import open_video
 from .bar import windows_on
 from .faults import noted
@@ -23,32 +24,47 @@ from .images import settings_of
 from .inputs import Inputs
 from .jobs import Job, name_results, require_same_source
 
-RECORDS = ".videos.json"
-"""Name -> the file that a video was made of, its state, and the settings."""
+RECORDS = ".videos.jsonl"
+"""A line a video: its name, the file that it was made of, its state, and the settings."""
+
+
+class _Stopped(Exception):
+    """A signal came in the middle of a video."""
 
 
 def segment_videos(
-    predictor: FreeCPPredictor, words: Vocabulary, inputs: Inputs, args: argparse.Namespace
-) -> list[str]:
-    """Segment the videos into overlays/; sentences about those that could not be.
+    predictor: FreeCPPredictor,
+    words: Vocabulary,
+    inputs: Inputs,
+    args: argparse.Namespace,
+    faults: list[str],
+    stop: Stop,
+) -> None:
+    """Segment the videos into overlays/, until `stop` has a signal; the one at hand is left then.
 
-    A video is done anew where it, the words or other settings have changed.
+    A video is done anew where it, the words or other settings have changed. Sentences about those
+    that could not be segmented are added to `faults`.
+
+    Raises:
+        OSError: nothing can be written.
     """
     file = args.output / RECORDS
-    records = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    lines = read_journal(file) if file.is_file() else ()
+    records = {record["name"]: record for record in lines}
     settings = settings_of(predictor, words, args)
-    faults: list[str] = []
-    for job in name_results(inputs.videos, inputs.root, records):
-        target = args.output / "overlays" / f"{job.name}.mp4"
-        with noted(faults, job.source):
-            record = {"source": job.stamp(), "settings": settings}
-            if _is_done(job, target, record, records):
-                print(f"{target} is done already")
-                continue
-            _segment_video(predictor, words, job, target, args)
-            records[job.name] = record
-            write_whole(file, json.dumps(records).encode())
-    return faults
+    with Journal(file) as journal:
+        for job in name_results(inputs.videos, inputs.root, records):
+            target = args.output / "overlays" / f"{job.name}.mp4"
+            record = {"name": job.name, "source": job.stamp(), "settings": settings}
+            with noted(faults, job.source, args.debug):
+                if _is_done(job, target, record, records):
+                    print(f"{target} is done already")
+                    continue
+                try:
+                    _segment_video(predictor, words, job, target, args, stop)
+                except _Stopped:
+                    return
+                journal.add(record)
 
 
 def _is_done(
@@ -74,11 +90,14 @@ def _segment_video(
     job: Job,
     target: Path,
     args: argparse.Namespace,
+    stop: Stop,
 ) -> None:
     """Write a video, the base method at the left with --base.
 
     Raises:
+        OSError: it cannot be written.
         ValueError: OpenCV can read no frame of it, or can write no video.
+        _Stopped: `stop` has a signal.
     """
     capture, writer, count = cv2.VideoCapture(str(job.source)), None, 0
     rate = capture.get(cv2.CAP_PROP_FPS) or 25.0
@@ -96,6 +115,8 @@ def _segment_video(
                     writer = open_video(part, rate, picture.shape[1], picture.shape[0])
                 writer.write(np.ascontiguousarray(picture[:, :, ::-1]))
                 count += 1
+                if stop.signal:
+                    raise _Stopped
             assert writer is not None
             writer.release()
     finally:
