@@ -93,3 +93,25 @@ def test_a_changed_image_is_done_again_and_a_lost_label_too(photos, run, store):
     assert run() == [*IDS, "002", "007"]
     assert store.read("labels/002.png") == store.read("labels/003.png")
     assert run() == [*IDS, "002", "007"]
+
+
+def test_a_thousand_images_of_which_one_in_twenty_is_broken(photos, run, write_images, store):
+    write_images(photos, 1000, broken=20)
+    stop = Stop()
+    count = 0
+
+    def in_the_middle() -> None:
+        nonlocal count
+        count += 1
+        if count == 300:
+            stop.signal = signal.SIGINT
+
+    assert 250 < len(run(0, 2, stop=stop, done=in_the_middle)) < 350
+    run(1, 2)
+    done = run(0, 2)
+    expected = [f"{i:03d}" for i in range(1000) if i % 20 != 19]
+    assert sorted(done) == expected and len({*done}) == len(done)
+    errors = {record["id"] for record in all_records(store) if "error" in record}
+    assert errors == {f"{i:03d}" for i in range(1000)} - {*expected}
+    labels = {file.stem for file in (store.folder / "labels").iterdir()}
+    assert labels == {*expected}
