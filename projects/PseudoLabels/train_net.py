@@ -9,6 +9,7 @@ on Detectron2's Base-RCNN-FPN.yaml.
 
 import argparse
 import os
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -90,11 +91,6 @@ class Trainer(DefaultTrainer):
 def setup(args: argparse.Namespace) -> CfgNode:
     """The frozen config of the command line, with the labels registered and logging set up."""
     cfg = load_student_config(args.config_file, args.opts)
-    if comm.get_world_size() > 1 and cfg.MODEL.DEVICE == "cpu":
-        raise ValueError(
-            "Detectron2's DefaultTrainer trains with several ranks on GPUs only; leave out "
-            "--num-gpus, and torch takes all cores"
-        )
     if args.eval_only:
         cfg.PSEUDO_LABELS.RELATION_WEIGHT = 0.0  # it needs the labels' classes
     cfg.freeze()
@@ -112,6 +108,11 @@ def main(args: argparse.Namespace) -> Any:
         checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         return Trainer.test(cfg, model)
+    if comm.get_world_size() > 1 and cfg.MODEL.DEVICE == "cpu":
+        raise ValueError(
+            "Detectron2's DefaultTrainer trains with several ranks on GPUs only; leave out "
+            "--num-gpus, and torch takes all cores"
+        )
     if not cfg.PSEUDO_LABELS.LABELS:
         raise ValueError(
             "PSEUDO_LABELS.LABELS is empty; set it to the sem_seg.json that `freecp label` wrote"
@@ -147,13 +148,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def launch_ranks(args: argparse.Namespace) -> None:
+    """:func:`run` by Detectron2's `launch`."""
+    try:
+        launch(
+            run,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args,),
+        )
+    except torch.multiprocessing.ProcessExitedException as error:
+        sys.exit(str(error) if error.signal_name else 1)  # otherwise the rank has said why
+
+
 if __name__ == "__main__":
-    arguments = parse_args()
-    launch(
-        run,
-        arguments.num_gpus,
-        num_machines=arguments.num_machines,
-        machine_rank=arguments.machine_rank,
-        dist_url=arguments.dist_url,
-        args=(arguments,),
-    )
+    launch_ranks(parse_args())
