@@ -2,7 +2,7 @@
 
     python tests/mutants/run.py --sample 150
 
-Prints how many mutants survive. Mutated are the purification, the encoder, the windows and scores,
+Prints how many mutants survive. Mutated are the purification, the encoder, the windows and scores, labelling,
 and what the operators run on a CPU (no Triton kernel, since its interpreter takes minutes a test).
 A mutant swaps an operator, a comparison, a bound (min, max, any, all, ...), moves a number, flips a
 condition, or drops a keyword argument or a call. Messages, annotations and assertions stay.
@@ -61,6 +61,14 @@ TARGETS: dict[str, list[str]] = {
     "freecp_d2/purify.py": [*META, "tests/test_predictor.py"],
     "freecp_d2/words.py": [*META, "tests/test_words.py"],
     "freecp_d2/meta_arch.py": META,
+    "freecp_d2/journal.py": ["tests/test_journal.py"],
+    "freecp_d2/locks.py": ["tests/test_locks.py"],
+    "freecp_d2/labelling/core.py": ["tests/labelling/test_core.py"],
+    "freecp_d2/labelling/index.py": ["tests/labelling/test_index.py"],
+    "freecp_d2/labelling/items.py": ["tests/labelling/test_items.py"],
+    "freecp_d2/labelling/merge.py": ["tests/labelling/test_merge.py"],
+    "freecp_d2/labelling/settings.py": ["tests/labelling/test_settings.py"],
+    "freecp_d2/labelling/worker.py": ["tests/labelling/test_worker.py"],
     "freecp_d2/ops/_checks.py": ["tests/ops/test_refine.py", "tests/ops/test_soft_iou.py"],
     "freecp_d2/ops/box_mask.py": ["tests/ops/test_box_mask.py", *OPS],
     "freecp_d2/ops/refine.py": ["tests/ops/test_refine.py", *OPS],
