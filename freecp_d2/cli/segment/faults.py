@@ -6,6 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from ...files import cannot_write
 from ...memory import memory_ran_out
 from .. import errors
 
@@ -25,7 +26,9 @@ def noted(faults: list[str], source: Path, debug: bool = False) -> Iterator[None
     try:
         yield
     except Exception as error:
-        if not isinstance(error, FAILURES) and not memory_ran_out(error):
+        expected = isinstance(error, FAILURES) or memory_ran_out(error)
+        reading = isinstance(error, OSError) and str(error.filename) == str(source)
+        if debug or not expected or (cannot_write(error) and not reading):
             raise
         faults.append(sentence(source, error))
 

@@ -21,6 +21,7 @@ from pathlib import Path
 import huggingface_hub.constants
 
 from ...files import scratch_folder
+from ..errors import add_debug_option, one_sentence
 
 
 def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> argparse.Namespace:
@@ -47,6 +48,7 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
         "than this machine's addresses and name are refused (may be given several times)",
     )
     parser.add_argument("--port", type=int, default=7860, help="(default: %(default)s)")
+    add_debug_option(parser)
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config overrides"
     )
@@ -87,7 +89,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     args = parse_args(argv, prog)
     if find_spec("gradio") is None:
         sys.exit(f"{args.prog}: the page needs gradio: pip install 'freecp_d2[web]'")
-    folder = private_gradio()
+    with one_sentence(args.prog, args.debug):
+        folder = private_gradio()
     tempfile.tempdir = str(folder)
 
     from ...predictor import FreeCPPredictor
@@ -102,11 +105,9 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         signal.signal(signum, lambda *_: stop.set())
     # The words that people type are not kept on disk.
     opts = [*args.opts, "MODEL.CLIP.TEXT_CACHE", ""]
-    try:
+    with one_sentence(args.prog, args.debug):
         store = SessionStore(FreeCPPredictor(args.config_file, opts))
-    except (OSError, ValueError) as error:
-        sys.exit(f"{args.prog}: {error}")
-    page = build_page(store, folder)
+        page = build_page(store, folder)
     try:
         serve(page, args.host, args.port, args.allow_host)
     except OSError:
