@@ -81,6 +81,8 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
         metavar="ADDRESS",
         help="by Ray Data: on this machine, or on the cluster of this address",
     )
+    add("--actors", type=int, metavar="N", help="of Ray; default: one a GPU share, or one a core")
+    add("--gpu-share", type=float, metavar="X", help="of a GPU for each actor of Ray; default 1")
     add_debug_option(parser)
     add("--opts", nargs=argparse.REMAINDER, default=[], help="last: KEY VALUE ... of the config")
     args = parse_words(parser, sys.argv[1:] if argv is None else argv)
@@ -144,7 +146,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
 
         setup_logger(name="freecp_d2")
         with one_sentence(args.prog, args.debug):
-            return label_by_ray(job_of(args), args.ray or None, args.num_gpus, args.prog)
+            address = args.ray or None
+            return label_by_ray(job_of(args), address, args.actors, args.gpu_share, args.prog)
     launch(
         run,
         args.num_gpus,
