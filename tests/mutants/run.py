@@ -2,8 +2,8 @@
 
     python tests/mutants/run.py --sample 150
 
-Prints how many mutants survive. Mutated are the purification, the encoder, the windows and scores, labelling,
-and what the operators run on a CPU (no Triton kernel, since its interpreter takes minutes a test).
+Prints how many mutants survive. Mutated are the purification, the encoder, the windows and scores,
+labelling, and what the operators run on a CPU (no Triton kernel: its interpreter takes minutes).
 A mutant swaps an operator, a comparison, a bound (min, max, any, all, ...), moves a number, flips a
 condition, or drops a keyword argument or a call. Messages, annotations and assertions stay.
 
