@@ -103,3 +103,14 @@ def test_a_long_half_line_is_cut(tmp_path):
         file.write(b"x" * 200_000)
     Journal(path).close()
     assert path.read_bytes().count(b"x") == filled(tmp_path / "other").count(b"x")
+
+
+def test_the_end_of_the_block_is_on_the_disk_and_closes_the_file(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        journal.add(RECORDS[0])
+        assert not synced
+    assert len(synced) == 1
+    with pytest.raises(OSError):
+        journal.add(RECORDS[1])

@@ -1,5 +1,7 @@
 """One run a folder."""
 
+import errno
+import fcntl
 import multiprocessing
 import os
 import signal
@@ -41,6 +43,28 @@ def test_another_process_is_named(tmp_path, holder):
     sentence = str(error.value)
     assert sentence.startswith(f"{tmp_path}: in use by freecp label, process {process.pid} on ")
     assert isinstance(error.value, OSError) and "\n" not in sentence
+
+
+def test_who_is_refused_leaves_no_file_open(tmp_path, holder):
+    before = os.listdir("/proc/self/fd")
+    for _ in range(3):
+        with pytest.raises(FolderInUseError), locked(tmp_path, "another"):
+            pass
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
+def test_where_files_cannot_be_locked_that_is_said(tmp_path, monkeypatch, caplog):
+    def fail(descriptor, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "lockf", fail)
+    number = errno.ENOLCK
+    with locked(tmp_path, "first"):
+        assert "locks no files" in caplog.text and str(tmp_path) in caplog.text
+    number = errno.EIO
+    with pytest.raises(OSError) as error, locked(tmp_path, "second"):
+        pass
+    assert error.value.errno == errno.EIO
 
 
 @pytest.mark.parametrize("how", ["end", "kill"])

@@ -86,6 +86,7 @@ def test_doubtful_pixels_are_ignored(photos, store, segment):
 
 @pytest.mark.parametrize("value", [-0.1, 1.1, float("nan")])
 def test_a_confidence_is_of_0_to_1(value):
+    assert Outputs(min_confidence=0) != Outputs(min_confidence=1)
     with pytest.raises(ValueError, match="choose 0 to 1"):
         Outputs(min_confidence=value)
 
