@@ -8,9 +8,10 @@ process skips what the journal holds, so that only the images at hand are labell
 import logging
 import os
 import pickle
+import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -53,6 +54,8 @@ BYTES_AHEAD = 512 << 20
 """Images that are read and not labelled yet, for each actor."""
 SECONDS = 0.5
 """Between two looks at whether to stop."""
+CONNECT_SECONDS = 10.0
+"""So long at most a cluster takes to answer."""
 STOP_SECONDS = 60.0
 """So long at most the actors finish the images at hand."""
 
@@ -117,40 +120,51 @@ class Actor:
         parts: model and words, in Ray's store.
         settings: of :func:`.settings.settings_of`.
         stopped: an actor of Ray, a :class:`threading.Event`.
-
-    Raises:
-        ValueError: this machine does not see the output folder.
     """
 
     def __init__(self, job: Job, parts: "ray.ObjectRef", settings: dict[str, Any], stopped: Any):
         import ray
 
         model, words = ray.get(parts)
-        store = open_store(job.output)
-        if not store.exists(SETTINGS):
-            raise ValueError(
-                f"{job.output}: not the same folder on all machines of the cluster; give one that "
-                "they share, or a URL"
-            )
-        self._labeller = build_labeller(_on_this_device(job), model, words, settings, store)
         self._id = str(ray.get_runtime_context().get_actor_id())
         self._stopped, self._stops, self._asked = stopped, False, 0.0
-        name = f"{MANIFEST}/ray-{self._id}.jsonl"
-        self._journal = store.journal(name)
-        self._done = {record["id"] for record in store.records(name)}
         self._writer = ThreadPoolExecutor(1)
+        self._error: Exception | None = None
+        try:
+            store = open_store(job.output)
+            if not store.exists(SETTINGS):
+                raise ValueError(
+                    f"{job.output}: not the same folder on all machines of the cluster; give one "
+                    "that they share, or a URL"
+                )
+            name = f"{MANIFEST}/ray-{self._id}.jsonl"
+            self._journal = store.journal(name)
+            self._done = {record["id"] for record in store.records(name)}
+            self._labeller = build_labeller(_on_this_device(job), model, words, settings, store)
+        except (OSError, ValueError) as error:
+            self._error = error
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         """Label images, and see that their records last.
 
         Returns:
-            `stopped`: this actor's id where it was asked to stop, else "".
-
-        Raises:
-            OSError: something could not be written.
+            One row. `stopped`: this actor's id where it was asked to stop, else "". `error`, an
+            OSError or ValueError pickled: what ends the run, else empty. Raised, Ray would change
+            it.
         """
+        if self._error is None:
+            try:
+                self._label(batch["loaded"])
+            except (OSError, ValueError) as error:
+                self._error = error
+        return {
+            "stopped": [self._id if self._stops else ""],
+            "error": [pickle.dumps(self._error) if self._error else b""],
+        }
+
+    def _label(self, images: Iterable[bytes]) -> None:
         writing = []
-        for content in batch["loaded"]:
+        for content in images:
             if self._is_to_stop():
                 break
             loaded: Loaded = pickle.loads(content)
@@ -160,7 +174,6 @@ class Actor:
         for future in writing:
             future.result()
         self._journal.sync()
-        return {"stopped": [self._id if self._stops else ""]}
 
     def _is_to_stop(self) -> bool:
         import ray
@@ -262,7 +275,7 @@ def _wait(dataset: Any, pool: Pool, stop: Stop, stopped: Any) -> None:
         stopped: tells the actors.
 
     Raises:
-        Exception: of a task or an actor.
+        Exception: of a task or an actor, also where it was asked.
     """
     errors: list[Exception] = []
 
@@ -270,6 +283,8 @@ def _wait(dataset: Any, pool: Pool, stop: Stop, stopped: Any) -> None:
         ended: set[str] = set()
         try:
             for batch in dataset.iter_batches(batch_size=None):
+                if error := next(filter(None, batch["error"]), None):
+                    raise pickle.loads(error)
                 ended.update(batch["stopped"])
                 if len(ended - {""}) == pool.actors:
                     break
@@ -283,7 +298,7 @@ def _wait(dataset: Any, pool: Pool, stop: Stop, stopped: Any) -> None:
     if stop.signal is not None:
         stopped.set.remote()
         thread.join(STOP_SECONDS)
-    elif errors:
+    if errors:
         raise errors[0]
 
 
@@ -299,13 +314,15 @@ def _import_ray() -> Any:
 
 def _start(ray: Any, address: str | None) -> None:
     options: dict[str, Any] = {"logging_level": "error"}
-    if address is None:
-        # Nothing of this machine is told to anybody.
-        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-        options["include_dashboard"] = False
+    host, _, port = (address or "").rpartition(":")
     try:
+        if host and "://" not in host:  # Ray itself tries for many minutes
+            socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+        if address is None:
+            os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # nothing is told to anybody
+            options["include_dashboard"] = False
         ray.init(address or "local", **options)
-    except (ConnectionError, ValueError) as error:
+    except (OSError, ValueError) as error:
         text = " ".join(str(error).split())
         raise OSError(f"--ray {address or ''}: {text}; check the address") from None
 
