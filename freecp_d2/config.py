@@ -3,6 +3,7 @@
 import difflib
 import logging
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
+from detectron2.modeling import META_ARCH_REGISTRY
 from platformdirs import user_cache_path
 
 from .data import Vocabulary, dataset_vocabulary, load_descriptions, load_vocabulary
@@ -18,6 +20,10 @@ from .data.benchmarks.protocols import with_protocol
 CONFIGS: Path = Path(__file__).with_name("configs")
 """The YAML files that the library ships; in a checkout the link to configs/."""
 
+_TYPE_MISMATCH = re.compile(
+    r"Type mismatch \(<class '(\w+)'> vs. <class '(\w+)'>\) with values \((.*) vs. (.*)\) "
+    r"for config key: (\S+)"
+)
 log = logging.getLogger(__name__)
 
 
@@ -235,7 +241,7 @@ def merge_safely(cfg: CfgNode, config_file: str) -> None:
             f"({_one_line(error)}); correct it"
         ) from error
     except (AssertionError, KeyError, ValueError) as error:  # yacs: an unknown key, another type
-        raise ValueError(f"config {config_file}: {_one_line(error.args[0])}; correct it") from error
+        raise ValueError(f"config {config_file}: {_of_yacs(error)}; correct it") from error
 
 
 def finished_config(cfg: CfgNode, opts: Sequence[str] = ()) -> CfgNode:
@@ -249,17 +255,60 @@ def finished_config(cfg: CfgNode, opts: Sequence[str] = ()) -> CfgNode:
     try:
         cfg.merge_from_list(list(opts))
     except (AssertionError, KeyError, ValueError) as error:
-        raise ValueError(
-            f"config override: {_one_line(error.args[0])}; give KEY VALUE pairs"
-        ) from error
+        raise ValueError(f"config override: {_of_yacs(error)}; give KEY VALUE pairs") from error
     if cfg.MODEL.WEIGHTS:
         raise ValueError(
             f"MODEL.WEIGHTS is {cfg.MODEL.WEIGHTS!r}, which FreeCP would not read: it has no "
             "weights of its own; CLIP's are MODEL.CLIP.PRETRAINED"
         )
+    check_values(cfg)
     choose_device(cfg)
     cfg.freeze()
     return with_protocol(cfg)
+
+
+def check_values(cfg: CfgNode) -> None:
+    """What a config's types do not say, and nobody says before hours of work are done.
+
+    Raises:
+        ValueError: a key is None that has a default; MODEL.META_ARCHITECTURE is not registered,
+            DATALOADER.NUM_WORKERS negative, OUTPUT_DIR empty, or TEST.EXPECTED_RESULTS no list of
+            [task, metric, value, tolerance].
+    """
+    defaults = get_cfg()
+    add_freecp_config(defaults)
+    defaults.MODEL.META_ARCHITECTURE = "FreeCP"
+    _refuse_none(cfg, defaults)
+    name = cfg.MODEL.META_ARCHITECTURE
+    if name not in META_ARCH_REGISTRY:
+        raise ValueError(
+            f"MODEL.META_ARCHITECTURE is {name!r}, which nothing has registered; choose FreeCP"
+        )
+    if cfg.DATALOADER.NUM_WORKERS < 0:
+        raise ValueError(
+            f"DATALOADER.NUM_WORKERS is {cfg.DATALOADER.NUM_WORKERS}; it must be at least 0"
+        )
+    if not cfg.OUTPUT_DIR.strip():
+        raise ValueError("OUTPUT_DIR is empty; name a folder")
+    for expected in cfg.TEST.EXPECTED_RESULTS:
+        if (
+            not isinstance(expected, list | tuple)
+            or [*map(type, expected[:2])] != [str, str]
+            or (len(expected) != 4 or not all(isinstance(n, int | float) for n in expected[2:]))
+        ):
+            raise ValueError(
+                f"TEST.EXPECTED_RESULTS has {expected!r}; give [task, metric, value, tolerance], "
+                "such as ['sem_seg', 'mIoU', 26.1, 0.1]"
+            )
+
+
+def _refuse_none(cfg: CfgNode, defaults: CfgNode, prefix: str = "") -> None:
+    for key, default in defaults.items():
+        value = cfg.get(key)
+        if isinstance(default, CfgNode) and isinstance(value, CfgNode):
+            _refuse_none(value, default, f"{prefix}{key}.")
+        elif key in cfg and value is None and default is not None:
+            raise ValueError(f"{prefix}{key} is None; give a value such as {default!r}")
 
 
 def choose_device(cfg: CfgNode) -> None:
@@ -275,12 +324,29 @@ def choose_device(cfg: CfgNode) -> None:
             f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}; choose cpu, cuda, or cuda:1 for the second"
         ) from None
     if device.type != "cuda":
+        try:
+            torch.empty(0, device=device)
+        except (AssertionError, NotImplementedError, RuntimeError) as error:
+            raise ValueError(
+                f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, which torch does not have here "
+                f"({_one_line(error)[:80]}); choose cpu or cuda"
+            ) from None
         return
     if not torch.cuda.is_available():
         log.warning("No CUDA device found: MODEL.DEVICE is cpu, not %s", cfg.MODEL.DEVICE)
         cfg.MODEL.DEVICE = "cpu"
     elif (device.index or 0) >= (count := torch.cuda.device_count()):
         raise ValueError(f"MODEL.DEVICE is {device}; this machine has {count}, counted from 0")
+
+
+def _of_yacs(error: Exception) -> str:
+    """What yacs says of a key or a value, in fewer words where it is about a type."""
+    said = _one_line(error.args[0])
+    match = _TYPE_MISMATCH.fullmatch(said)
+    if match is None:
+        return said
+    wanted, given, default, value, key = match.groups()
+    return f"{key} is {value}, of type {given}; it takes {wanted}, such as {default!s}"
 
 
 def _one_line(message: object) -> str:

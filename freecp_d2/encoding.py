@@ -1,5 +1,6 @@
 """Images as CLIP sees them, window by window."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
@@ -76,7 +77,7 @@ class Normalize(nn.Module):
         device: where images go until the module is moved.
 
     Raises:
-        ValueError: another input_format.
+        ValueError: another input_format; or not three finite numbers, those of pixel_std above 0.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class Normalize(nn.Module):
             raise ValueError(f"INPUT.FORMAT is {input_format!r}; choose RGB or BGR")
         self.input_format = input_format
         for name, values in (("mean", pixel_mean), ("std", pixel_std)):
+            check_pixel_values(name, values)
             buffer = torch.tensor(values, device=device).view(3, 1, 1)
             self.register_buffer(name, buffer, persistent=False)
 
@@ -112,6 +114,21 @@ class Normalize(nn.Module):
             )
         image = image.flip(0) if self.input_format == "BGR" else image
         return (image - self.mean) / self.std
+
+
+def check_pixel_values(name: str, values: Sequence[float]) -> None:
+    """MODEL.PIXEL_MEAN or MODEL.PIXEL_STD, by the name "mean" or "std".
+
+    Raises:
+        ValueError: they are not three finite numbers, or a standard deviation is not above 0.
+    """
+    numbers = [v for v in values if isinstance(v, int | float) and math.isfinite(v)]
+    if len(values) != 3 or len(numbers) < 3 or (name == "std" and min(numbers) <= 0):
+        above = " above 0" if name == "std" else ""
+        raise ValueError(
+            f"MODEL.PIXEL_{name.upper()} is {list(values)}; give three numbers{above}, of red, "
+            "green and blue"
+        )
 
 
 def encode_windows(encoder: DenseCLIP, windows: list[Window], pixels: Tensor) -> EncodedWindows:

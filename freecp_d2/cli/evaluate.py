@@ -102,6 +102,11 @@ def evaluate(args: argparse.Namespace) -> dict:
         options["segment_base"] = lambda image: segment_base(model, mapper(image))
     evaluators = [Trainer.build_evaluator(cfg, name, **options) for name in cfg.DATASETS.TEST]
     model = Trainer.build_model(cfg)
+    if not hasattr(model, "vocabulary"):
+        raise ValueError(
+            f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} has no vocabulary; choose "
+            "FreeCP"
+        )
     facts = facts_of(cfg, model)
     for evaluator in evaluators:
         evaluator.check_vocabulary(model.vocabulary)

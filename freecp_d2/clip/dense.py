@@ -1,5 +1,6 @@
 """DenseCLIP: patch features, CLS embedding and attention of a frozen open_clip ViT."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -68,7 +69,7 @@ class DenseCLIP(nn.Module):
             raise ValueError(f"MODEL.CLIP.METHOD is {method!r}; choose one of {', '.join(METHODS)}")
         if gem_depth < 2:
             raise ValueError(f"MODEL.CLIP.GEM_DEPTH is {gem_depth}; it must be at least 2")
-        if not gaussian_std > 0:
+        if not 0 < gaussian_std < math.inf:
             raise ValueError(f"MODEL.CLIP.GAUSSIAN_STD is {gaussian_std}; it must be above 0")
         if last_block not in ("", *base_methods.ENDINGS):
             raise ValueError(

@@ -128,7 +128,7 @@ def _config_of_file(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"MODEL.CLIP.NAME: there is no file {path}; check the path")
     try:
         config = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"MODEL.CLIP.NAME: {path} is not JSON ({error}); give an open_clip model config"
         ) from None

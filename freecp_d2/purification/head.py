@@ -336,7 +336,8 @@ def kept_classes(batches: Sequence[Candidates]) -> list[np.ndarray]:
 
 
 def _threshold(stage: str, value: float) -> float:
-    if not 0 <= value <= 1:  # NaN is neither
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 <= value <= 1:  # NaN is neither
         raise ValueError(f"MODEL.FREECP.{stage}_THRESHOLD is {value}; give a number from 0 to 1")
     return value
 

@@ -168,6 +168,11 @@ def base_protocol(cfg: CfgNode) -> BaseProtocol:
         raise ValueError(
             f"MODEL.FREECP.PROTOCOL is {freecp.PROTOCOL!r}; choose one of {', '.join(PROTOCOLS)}"
         )
+    if not 0 <= freecp.BACKGROUND_THRESHOLD <= 1:
+        raise ValueError(
+            f"MODEL.FREECP.BACKGROUND_THRESHOLD is {freecp.BACKGROUND_THRESHOLD}; give a number "
+            "from 0 to 1"
+        )
     if freecp.PROTOCOL == "same":
         return replace(SAME, probability_threshold=freecp.BACKGROUND_THRESHOLD)
     if method not in PAPER:
