@@ -103,9 +103,9 @@ class RemoteStore:
         for start in range(0, len(chunks), CHUNKS_AT_ONCE):
             group = [self._path(f"{name}/{c}") for c in chunks[start : start + CHUNKS_AT_ONCE]]
             with _os_errors(f"{self.url}/{name}"):
-                contents = self.fs.cat(group)
-            for path in group:
-                for line in contents[path].splitlines(keepends=True):
+                contents = self.fs.cat_ranges(group, 0, None, on_error="raise")
+            for content in contents:
+                for line in content.splitlines(keepends=True):
                     record = checked_record(line)
                     if record is None:
                         damaged += 1

@@ -140,5 +140,5 @@ def read_input(file_name: str) -> bytes:
     """
     if "://" not in file_name:
         return Path(file_name).read_bytes()
-    with fsspec.open(file_name, "rb") as file:
-        return file.read()
+    fs, path = fsspec.url_to_fs(file_name, use_listings_cache=False)
+    return fs.cat_file(path, start=0)  # without it, s3fs asks for its size first

@@ -7,6 +7,8 @@ import subprocess
 import sys
 import time
 import uuid
+from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
 import fsspec
@@ -14,10 +16,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from freecp_d2.labelling import read_items, remote
+from freecp_d2.labelling import Labeller, Outputs, read_items, remote
+from freecp_d2.labelling.index import Index
+from freecp_d2.labelling.merge import all_records
 from freecp_d2.labelling.remote import RemoteStore, entries_below
 from freecp_d2.labelling.store import open_store, read_input
+from freecp_d2.labelling.worker import journal_of, waiting, work
 from freecp_d2.locks import FolderInUseError
+from freecp_d2.stopping import Stop
 
 
 @pytest.fixture(params=["s3", "memory"])
@@ -255,3 +261,38 @@ def test_no_server(s3, monkeypatch):
     with pytest.raises(OSError, match="^s3://bucket/out/a: .*127.0.0.1:9"):
         RemoteStore("s3://bucket/out").read("a")
     assert cache
+
+
+def test_requests_an_image(s3, tmp_path, write_images, segment, monkeypatch):
+    """As docs/labelling_at_scale.md has them."""
+    write_images(tmp_path, 40)
+    fs, bucket = fsspec.url_to_fs(s3, use_listings_cache=False)
+    for file in tmp_path.iterdir():
+        fs.pipe_file(f"{bucket}/photos/{file.name}", file.read_bytes())
+    requests: Counter[str] = Counter()
+    method = type(fs)._call_s3
+
+    async def call(self, name, *args, **options):
+        requests[name] += 1
+        return await method(self, name, *args, **options)
+
+    monkeypatch.setattr(type(fs), "_call_s3", call)
+    listed = spied(monkeypatch, remote, "_objects_below")
+    monkeypatch.setattr(remote, "ASKED", 10)
+    monkeypatch.setattr(remote, "CHUNK_RECORDS", 8)
+
+    def run() -> Counter[str]:
+        requests.clear()
+        listed.clear()
+        store = RemoteStore(f"{s3}/out")
+        labeller = Labeller(segment, store, "settings", Outputs())
+        index = Index(all_records(store))
+        items = read_items(f"{s3}/photos", store.url)
+        with closing(store.journal(journal_of(0, 1))) as journal:
+            work(labeller, waiting(labeller, items, index, 0, 1), journal, Stop())
+        return requests + Counter(listings=len(listed))
+
+    # Images are listed twice; journals for the index, to append, and each that is read.
+    assert run() == {"get_object": 40, "put_object": 40 + 40 / 8, "listings": 2 + 2}
+    # One listing of all labels in place of a question each.
+    assert run() == {"get_object": 40 / 8, "head_object": 10, "listings": 2 + 3 + 1}
