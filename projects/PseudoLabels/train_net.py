@@ -3,8 +3,8 @@
     cd projects/PseudoLabels
     python train_net.py --config-file configs/scenes.yaml PSEUDO_LABELS.LABELS labels/sem_seg.json
 
-The options are Detectron2's own: --num-gpus, --resume, --eval-only, KEY VALUE; and a config stands
-on Detectron2's Base-RCNN-FPN.yaml.
+The options are Detectron2's own, --num-gpus, --resume, --eval-only, KEY VALUE, and --register. A
+config stands on Detectron2's Base-RCNN-FPN.yaml.
 """
 
 import argparse
@@ -33,6 +33,7 @@ from pseudo_labels import (
 )
 
 from freecp_d2.cli.errors import add_debug_option, one_sentence
+from freecp_d2.cli.register import add_register_option, register_files
 from freecp_d2.evaluation import FreeCPSemSegEvaluator, SemSegEvalHook
 from freecp_d2.files import require_writable
 from freecp_d2.labelling import register_labels
@@ -89,7 +90,7 @@ class Trainer(DefaultTrainer):
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """The frozen config of the command line, with the labels registered and logging set up."""
+    """The frozen config of the command line, with logging set up."""
     cfg = load_student_config(args.config_file, args.opts)
     if args.eval_only:
         cfg.PSEUDO_LABELS.RELATION_WEIGHT = 0.0  # it needs the labels' classes
@@ -102,6 +103,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
 def main(args: argparse.Namespace) -> Any:
     """Train, or evaluate with --eval-only."""
+    register_files(args.register)
     cfg = setup(args)
     if args.eval_only:
         model = Trainer.build_model(cfg)
@@ -140,6 +142,7 @@ def run(args: argparse.Namespace) -> None:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Detectron2's options."""
     parser = default_argument_parser(epilog=__doc__)
+    add_register_option(parser)
     add_debug_option(parser)
     parser.set_defaults(dist_url="auto")
     args = parser.parse_args(argv)

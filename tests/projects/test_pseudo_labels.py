@@ -535,7 +535,7 @@ def test_labels_become_a_student(workplace, labels, tmp_path, capsys):
     )
     rates = json.loads((tmp_path / "compare" / "compare.json").read_text())["per_second"]
     assert rates.keys() == {"teacher", "student"} and min(rates.values()) > 0
-    with Image.open(tmp_path / "compare" / "compare.png") as picture:
+    with Image.open(tmp_path / "compare" / "compare.jpg") as picture:
         assert picture.width > 2 * picture.height
 
 
@@ -569,6 +569,9 @@ def test_wrong_input_is_one_sentence(workplace, labels, tmp_path):
     opts = ("PSEUDO_LABELS.LABELS", workplace / "labels" / "bare.json", *WEIGHTED)
     assert "3 of 3 images of pseudo_labels have no scores" in refusal(arguments(tmp_path, *opts))
     assert "PSEUDO_LABELS.LABELS is empty" in refusal(arguments(tmp_path))
+    (tmp_path / "mine.py").write_text("import nobody_has_this")
+    args = arguments(tmp_path, flags=("--register", str(tmp_path / "mine.py")))
+    assert "mine.py: No module named 'nobody_has_this'" in refusal(args)
 
 
 @pytest.mark.parametrize(
