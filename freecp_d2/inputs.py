@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 import numpy as np
 import torch
@@ -57,6 +57,9 @@ def as_vocabulary(vocabulary: Any) -> Vocabulary:
     if isinstance(vocabulary, Vocabulary):
         return vocabulary
     if isinstance(vocabulary, Mapping):
+        for name, more in vocabulary.items():
+            if not isinstance(name, str) or not isinstance(more, str | Sequence):
+                raise TypeError(f"class {name!r} must have a list of more names, not {more!r}")
         vocabulary = [
             list(dict.fromkeys([name, *([more] if isinstance(more, str) else more)]))
             for name, more in vocabulary.items()
@@ -71,17 +74,36 @@ def as_vocabulary(vocabulary: Any) -> Vocabulary:
     classes = []
     for number, entry in enumerate(vocabulary, start=1):
         names = [entry] if isinstance(entry, str) else entry
-        if not isinstance(names, Sequence) or not all(isinstance(n, str) for n in names):
+        if not _are_texts(names):
             raise TypeError(f"class {number} must be a name or a list of names, not {entry!r}")
         classes.append(tuple(name.strip() for name in names))
     return Vocabulary(tuple(classes))
 
 
 def as_descriptions(descriptions: DescriptionsLike) -> Mapping[str, Sequence[str]]:
-    """Class -> sentences. Errors are those of :func:`freecp_d2.data.load_descriptions`."""
+    """Class -> sentences.
+
+    Raises:
+        TypeError: they are no such mapping.
+        FileNotFoundError, ValueError: as :func:`freecp_d2.data.load_descriptions`.
+    """
     if isinstance(descriptions, str | os.PathLike):
         return load_descriptions(os.fspath(descriptions))
-    return descriptions or {}
+    if descriptions is None:
+        return {}
+    if not isinstance(descriptions, Mapping):
+        raise TypeError(f"descriptions are class -> sentences, or a file, not {descriptions!r}")
+    for name, sentences in descriptions.items():
+        if not isinstance(name, str) or not _are_texts(sentences):
+            raise TypeError(f"class {name!r} must have a list of sentences, not {sentences!r}")
+    return descriptions
+
+
+def _are_texts(values: object) -> TypeGuard[Sequence[str]]:
+    """Whether it is a list of text, and not one text."""
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        return False
+    return all(isinstance(value, str) for value in values)
 
 
 def grouped(images: Iterable[Any], size: int) -> Iterator[list[Any]]:
@@ -143,7 +165,8 @@ def with_background(vocabulary: Vocabulary, background: Background) -> Vocabular
             that name a class. A list: these names. False: as it is.
 
     Raises:
-        ValueError: `background` is a string.
+        TypeError: `background` is neither.
+        ValueError: it is a string, or has an empty name or one twice.
     """
     if background is True and not vocabulary.background:
         classes = {normalized_name(name) for names in vocabulary.classes for name in names}
@@ -152,6 +175,8 @@ def with_background(vocabulary: Vocabulary, background: Background) -> Vocabular
     if isinstance(background, str):
         raise ValueError(f"background is {background!r}; give True or a list of names")
     if not isinstance(background, bool):
+        if not _are_texts(background):
+            raise TypeError(f"background is {background!r}; give True, False or a list of names")
         vocabulary = replace(vocabulary, background=tuple(background))
     if len(vocabulary.classes) == 1 and not vocabulary.background:
         name = vocabulary.classes[0][0]

@@ -162,6 +162,8 @@ class FreeCPPredictor:
             ValueError: an image that cannot be read, an array of another shape or dtype, a
                 vocabulary that is empty, has a name twice, or one too long for CLIP.
         """
+        if on_error not in ("raise", "skip"):
+            raise ValueError(f"on_error is {on_error!r}; choose raise or skip")
         segmenter = self._segmenter
         request = segmenter.request(self.purifies, vocabulary, background, **options)
         if isinstance(image, str | os.PathLike | Image.Image | np.ndarray):

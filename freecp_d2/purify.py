@@ -142,8 +142,10 @@ def class_maps(
         Two (K, H, W) float32, H and W of the image as it is encoded: means over the windows.
 
     Raises:
-        ValueError: there is no such class, or NaN in the features.
+        ValueError: no class or one that is not there, or NaN in the features.
     """
+    if not classes:
+        raise ValueError("no class is asked for; name one of the vocabulary")
     names = [names[0] for names in words.vocabulary.classes]
     for name in classes:
         if name not in names:

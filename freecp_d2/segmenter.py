@@ -23,6 +23,7 @@ from .inputs import (
     with_background,
 )
 from .meta_arch import FreeCP
+from .purification.head import check_threshold
 from .segmentation import FailedImage, Segmentation, segmentation_of
 from .words import Words, WordsCache
 
@@ -109,11 +110,14 @@ class Segmenter:
         """The arguments of a call.
 
         Raises:
-            ValueError: as :meth:`words_of`, or thresholds of a base method.
+            ValueError: as :meth:`words_of`; thresholds of a base method, or none from 0 to 1.
         """
         thresholds = redundancy_threshold, ambiguity_threshold
         if not purifies and thresholds != (None, None):
             raise ValueError("the base method has no thresholds; leave them out")
+        for stage, threshold in zip(("REDUNDANCY", "AMBIGUITY"), thresholds, strict=True):
+            if threshold is not None:
+                check_threshold(stage, threshold)
         words = self.words_of(vocabulary, background, descriptions)
         return Request(purifies, words, thresholds, "sem_seg" if scores_map else "label_map")
 

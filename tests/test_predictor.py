@@ -580,3 +580,43 @@ def test_progress_by_windows(base, image):
     assert len(batches) > 2 and max(batches) == 5
     done = np.cumsum(batches).tolist()
     assert said == [(count, done[-1]) for count in done]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.1, 1.1, "0.5", True, [0.5]])
+@pytest.mark.parametrize("stage", ["redundancy", "ambiguity"])
+def test_thresholds_are_numbers_from_0_to_1(predictor, image, stage, value):
+    """Seen before CLIP is asked, and skipped with no image."""
+    calls = iter(())
+    with pytest.raises(ValueError, match=f"{stage.upper()}_THRESHOLD is .*; give a number from 0"):
+        predictor(calls, WORDS, on_error="skip", **{f"{stage}_threshold": value})
+    crop = image[:32, :32]
+    for number in (0, 1, np.float32(0.5)):
+        assert predictor(crop, WORDS, **{f"{stage}_threshold": number}).label_map.shape == (32, 32)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "said"),
+    [
+        ({"vocabulary": {"a": 3}}, TypeError, "class 'a' must have a list of more names, not 3"),
+        ({"vocabulary": {3: ["a"]}}, TypeError, "class 3 must have"),
+        ({"vocabulary": ["dog", "Dog"]}, ValueError, "'Dog' .to CLIP the same as 'dog'. of class"),
+        ({"background": [3]}, TypeError, "background is .3.; give True, False or a list"),
+        ({"background": None}, TypeError, "background is None; give True, False or a list"),
+        ({"background": [["a"]]}, TypeError, "background is ..'a'..; give True"),
+        ({"background": ["a", "A"]}, ValueError, "the background has the name 'A' twice"),
+        ({"descriptions": 3}, TypeError, "descriptions are class -> sentences, or a file, not 3"),
+        ({"descriptions": {"sky": "blue"}}, TypeError, "class 'sky' must have a list of sentences"),
+        ({"descriptions": {"sky": [3]}}, TypeError, "class 'sky' must have a list of sentences"),
+        ({"descriptions": {3: ["a"]}}, TypeError, "class 3 must have a list of sentences"),
+        ({"on_error": "ignore"}, ValueError, "on_error is 'ignore'; choose raise or skip"),
+    ],
+    ids=str,
+)
+def test_arguments_of_other_kinds_are_a_sentence(predictor, image, options, error, said):
+    with pytest.raises(error, match=said):
+        predictor(image[:32, :32], **{"vocabulary": WORDS, **options})
+
+
+def test_maps_of_no_class(predictor, image):
+    with pytest.raises(ValueError, match="no class is asked for"):
+        predictor.class_maps(predictor.encode(image[:32, :32]), [], WORDS)

@@ -47,8 +47,8 @@ class Vocabulary:
 
     Raises:
         ValueError: no class, a class without names, an empty name (or one of underscores only), a
-            name that one class or the background has twice, or two classes without `repeats`, or
-            a single name that looks like the path of a file.
+            name that one class or the background has twice, or two classes without `repeats`, be
+            it in another case; or a single name that looks like the path of a file.
     """
 
     classes: tuple[tuple[str, ...], ...]
@@ -433,15 +433,20 @@ def _check_classes(entries: Iterable[tuple[str, Sequence[str]]], repeats: bool) 
         for name in names:
             if not in_words(name):
                 raise ValueError(f"{where} has an empty name; remove it")
-            if in_words(name) in seen and not repeats:
-                other, there = seen[in_words(name)]
+            if _as_clip_reads(name) in seen and not repeats:
+                other, there = seen[_as_clip_reads(name)]
                 as_other = "" if other == name else f" (to CLIP the same as {other!r})"
                 raise ValueError(
                     f"{where} has the name {name!r}{as_other} of {there}; keep one of them"
                 )
-            seen[in_words(name)] = name, where
+            seen[_as_clip_reads(name)] = name, where
     if not seen:
         raise ValueError("the vocabulary is empty; give it a class")
+
+
+def _as_clip_reads(name: str) -> str:
+    """The same for names that CLIP's tokenizer, which ignores case, takes for one."""
+    return in_words(name).lower()
 
 
 def _check_background(names: Sequence[str]) -> None:
@@ -449,9 +454,9 @@ def _check_background(names: Sequence[str]) -> None:
     for name in names:
         if not in_words(name):
             raise ValueError("the background has an empty name; remove it")
-        if in_words(name) in seen:
+        if _as_clip_reads(name) in seen:
             raise ValueError(f"the background has the name {name!r} twice; keep one of them")
-        seen.add(in_words(name))
+        seen.add(_as_clip_reads(name))
 
 
 def _read(path: Path, key: str) -> str:

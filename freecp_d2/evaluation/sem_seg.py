@@ -19,7 +19,7 @@ from detectron2.utils import comm
 from PIL import Image
 from torch import Tensor
 
-from ..data import Vocabulary
+from ..data import Vocabulary, normalized_name
 from ..data.benchmarks.layout import BENCHMARKS
 from ..data.mapper import load_label_map
 from ..files import require_writable, write_whole
@@ -128,7 +128,8 @@ class FreeCPSemSegEvaluator(DatasetEvaluator):
         """See that a model with these classes can be evaluated here, before it segments anything.
 
         Raises:
-            ValueError: they are more or fewer than the data set has.
+            ValueError: they are more or fewer than the data set has, or they have a background
+                that the data set has not.
         """
         classes = vocabulary.class_names
         if len(classes) != len(self._names):
@@ -136,6 +137,13 @@ class FreeCPSemSegEvaluator(DatasetEvaluator):
                 f"{self._dataset_name}: the vocabulary has {len(classes)} classes "
                 f"({_listed(classes)}), the data set has {len(self._names)} "
                 f"({_listed(self._names)}); check MODEL.FREECP.VOCABULARY"
+            )
+        background = {"background", *map(normalized_name, vocabulary.background)}
+        if vocabulary.num_background and normalized_name(self._names[0]) not in background:
+            raise ValueError(
+                f"{self._dataset_name}: the vocabulary has a background, and the data set's first "
+                f"class is {self._names[0]!r}; check MODEL.FREECP.VOCABULARY, or put that name "
+                "among those of the background"
             )
 
     def reset(self) -> None:
@@ -457,6 +465,11 @@ class FreeCPSemSegEvaluator(DatasetEvaluator):
             raise ValueError(
                 f"{path}: its classes are not those of {self._dataset_name}; evaluate the base "
                 "method anew"
+            )
+        if base["images"] != len(self._truth_files):
+            raise ValueError(
+                f"{path}: results on {base['images']} images, and {self._dataset_name} has "
+                f"{len(self._truth_files)}; evaluate the base method anew"
             )
         lacking = [name for name in METRICS if name not in base["metrics"]]
         if lacking:

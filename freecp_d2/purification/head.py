@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Protocol
 
 import numpy as np
@@ -131,8 +132,8 @@ class PurificationHead(nn.Module):
             raise ValueError(
                 f"MODEL.FREECP.CROP_BATCH_SIZE is {crop_batch_size}; it must be at least 1"
             )
-        self.redundancy_threshold = _threshold("REDUNDANCY", redundancy_threshold)
-        self.ambiguity_threshold = _threshold("AMBIGUITY", ambiguity_threshold)
+        self.redundancy_threshold = check_threshold("REDUNDANCY", redundancy_threshold)
+        self.ambiguity_threshold = check_threshold("AMBIGUITY", ambiguity_threshold)
         self.num_background = num_background
         self.redundancy = redundancy
         self.ambiguity = ambiguity
@@ -225,7 +226,9 @@ class PurificationHead(nn.Module):
             logit_scale,
             features.grid,
             num_background,
-            self.redundancy_threshold if threshold is None else _threshold("REDUNDANCY", threshold),
+            self.redundancy_threshold
+            if threshold is None
+            else check_threshold("REDUNDANCY", threshold),
             self.box_full_extent,
             self.true_iou,
         )
@@ -310,7 +313,9 @@ class PurificationHead(nn.Module):
                 [encoder.encode_cls(chunk) for chunk in crops.split(self.crop_batch_size)]
             ),
             encoder.patch_size,
-            self.ambiguity_threshold if threshold is None else _threshold("AMBIGUITY", threshold),
+            self.ambiguity_threshold
+            if threshold is None
+            else check_threshold("AMBIGUITY", threshold),
             self.box_full_extent,
         )
 
@@ -335,8 +340,13 @@ def kept_classes(batches: Sequence[Candidates]) -> list[np.ndarray]:
     return [classes > 0 for classes in kept]
 
 
-def _threshold(stage: str, value: float) -> float:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
+def check_threshold(stage: str, value: float) -> float:
+    """`value`, a threshold of the stage "REDUNDANCY" or "AMBIGUITY".
+
+    Raises:
+        ValueError: it is no number from 0 to 1.
+    """
+    number = isinstance(value, Real) and not isinstance(value, bool)
     if not number or not 0 <= value <= 1:  # NaN is neither
         raise ValueError(f"MODEL.FREECP.{stage}_THRESHOLD is {value}; give a number from 0 to 1")
     return value

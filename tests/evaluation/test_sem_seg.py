@@ -389,7 +389,7 @@ def test_fewer_classes_are_seen_by_their_scores(register, tmp_path, kind, channe
 def test_a_vocabulary_of_another_size(register, tmp_path, count, background):
     name = register(tmp_path, [np.zeros((2, 2))])
     vocabulary = Vocabulary(
-        tuple((f"class {i}", f"thing {i}") for i in range(count)), ("wall", "sky") * background
+        tuple((f"class {i}", f"thing {i}") for i in range(count)), ("wall", "A") * background
     )
     evaluator = FreeCPSemSegEvaluator(name)
     if count + background == len(CLASSES):
@@ -398,6 +398,36 @@ def test_a_vocabulary_of_another_size(register, tmp_path, count, background):
     with pytest.raises(ValueError, match=f"{count + background} classes.*class 0.*VOCABULARY") as e:
         evaluator.check_vocabulary(vocabulary)
     assert name in str(e.value) and "has 5 (a, b, c, d, e)" in str(e.value)
+
+
+@pytest.mark.parametrize("first", ["a", "Background", "__background__", "void"])
+def test_a_background_that_the_data_set_has_not_is_refused(register, tmp_path, first):
+    """Each label would be one too high, and the evaluation end well."""
+    name = register(tmp_path, [np.zeros((2, 2))])
+    metadata = MetadataCatalog.get(name)
+    classes = [first, *metadata.stuff_classes[1:]]
+    metadata.__dict__["stuff_classes"] = classes
+    evaluator = FreeCPSemSegEvaluator(name)
+    words = Vocabulary(tuple((c,) for c in classes[1:]), ("wall", "sky"))
+    if first in ("a", "void"):
+        with pytest.raises(
+            ValueError, match=f"{name}: the vocabulary has a back.*{first!r}; check"
+        ):
+            evaluator.check_vocabulary(words)
+        words = Vocabulary(words.classes, ("wall", first.upper()))
+    evaluator.check_vocabulary(words)
+
+
+@pytest.mark.parametrize("images", [1, 3])
+def test_a_base_of_other_images_is_refused(register, tmp_path, images):
+    truths = [np.zeros((2, 2))] * 2
+    name = register(tmp_path, truths)
+    run_maps(name, [np.zeros((2, 2), int)] * 2, output_dir=tmp_path / "base")
+    file = tmp_path / "base" / "results.json"
+    FreeCPSemSegEvaluator(name, compare_with=file)
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"images": images}))
+    with pytest.raises(ValueError, match=f"results on {images} images, and {name} has 2; eval"):
+        FreeCPSemSegEvaluator(name, compare_with=file)
 
 
 def test_without_an_ignore_label_every_pixel_counts(register, tmp_path, caplog):
