@@ -32,7 +32,7 @@ from pseudo_labels import load_student_config
 from freecp_d2 import FreeCPPredictor
 from freecp_d2.data.mapper import read_image
 from freecp_d2.evaluation import load_label_map
-from freecp_d2.files import whole_file
+from freecp_d2.files import whole_file, write_whole
 from freecp_d2.overlay import draw_overlay, palette
 
 Segment = Callable[[np.ndarray], np.ndarray]
@@ -124,10 +124,9 @@ def compare(teacher: str, student: Path, output: Path, timed: int, pictured: int
             for name, labels in maps.items()
         }
         rows.append({"image": image, **overlays})
-    output.mkdir(parents=True, exist_ok=True)
     save_picture(output / "compare.jpg", rows)
     content = {"images": len(images), "threads": torch.get_num_threads(), "per_second": figures}
-    (output / "compare.json").write_text(json.dumps(content, indent=1) + "\n")
+    write_whole(output / "compare.json", f"{json.dumps(content, indent=1)}\n".encode())
     return content
 
 
