@@ -176,6 +176,30 @@ def test_a_signal_leaves_the_video_at_hand(tmp_path, images, encoded, monkeypatc
     assert set(results(tmp_path / "out")) == {"overlays/v.mp4"}
 
 
+def test_a_video_that_is_cut_short_is_a_fault(tmp_path, images, monkeypatch, capsys):
+    """As OpenCV leaves it on a full disk, without a word."""
+
+    class Short:
+        note = ""
+
+        def __init__(self, path: Path, *_: object):
+            self.path = path
+
+        def write(self, frame: np.ndarray) -> None:
+            self.path.write_bytes(b"\0\0\0\x1cftypisom")
+
+        def release(self) -> None:
+            pass
+
+    with monkeypatch.context() as patch:
+        patch.setattr("freecp_d2.cli.segment.video.open_video", Short)
+        assert run(images / "v.avi", tmp_path / "out") == 3
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert f"{tmp_path / 'out'}/overlays/v.mp4: it could not be written whole; is the disk" in last
+    assert results(tmp_path / "out") == {} and not list(tmp_path.rglob("*.part*"))
+    assert run(images / "v.avi", tmp_path / "out") == 0
+
+
 @pytest.mark.parametrize(
     ("line", "again"),
     [(0, ["b", "c", "d"]), (1, ["b"]), (2, ["c"]), (3, ["d"])],

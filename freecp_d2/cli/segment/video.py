@@ -96,7 +96,7 @@ def _segment_video(
 
     Raises:
         OSError: it cannot be written.
-        ValueError: OpenCV can read no frame of it, or can write no video.
+        ValueError: OpenCV can read no frame of it, or cannot write a video or all of it.
         _Stopped: `stop` has a signal.
     """
     capture, writer, count = cv2.VideoCapture(str(job.source)), None, 0
@@ -119,6 +119,9 @@ def _segment_video(
                     raise _Stopped
             assert writer is not None
             writer.release()
+            # OpenCV says nothing when it cannot write; its file then lacks the index at its end.
+            if not cv2.VideoCapture(str(part)).read()[0]:
+                raise ValueError(f"{target}: it could not be written whole; is the disk full?")
     finally:
         capture.release()
         if writer is not None:
