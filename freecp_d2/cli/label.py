@@ -10,7 +10,6 @@ on where it stopped when it is started again.
 """
 
 import argparse
-import shlex
 import sys
 from collections.abc import Sequence
 from datetime import timedelta
@@ -28,6 +27,7 @@ from ..evaluation.sem_seg import require_registered
 from ..inputs import as_vocabulary, with_background
 from ..labelling import Job, Outputs
 from ..labelling.launch import label
+from ..stopping import Stop
 from .errors import add_debug_option, one_sentence
 from .register import add_register_option, register_files
 from .words import add_words_options, background_of, parse_words, words_of
@@ -126,7 +126,15 @@ def run(args: argparse.Namespace) -> None:
     with one_sentence(args.prog, args.debug):
         require_one_job(args.job, max(args.num_machines * args.num_gpus, 1))
         code = label(job_of(args), args.prog)
+    if comm.is_main_process():
+        say_how_to_go_on(args, code)
     sys.exit(code)
+
+
+def say_how_to_go_on(args: argparse.Namespace, code: int) -> None:
+    """The last line of a run that a signal stopped."""
+    if code > 128:
+        print(Stop(code - 128).sentence(args.prog, args.argv), file=sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
@@ -139,15 +147,16 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         prog: what the command is called; by default the name of the script.
     """
     args = parse_args(argv, prog)
-    given = sys.argv[1:] if argv is None else argv
-    args.command = shlex.join([*args.prog.split(), *given])
+    args.argv = list(sys.argv[1:] if argv is None else argv)
     if args.ray is not None:
         from ..labelling.ray import label_by_ray
 
         setup_logger(name="freecp_d2")
         with one_sentence(args.prog, args.debug):
             address = args.ray or None
-            return label_by_ray(job_of(args), address, args.actors, args.gpu_share, args.prog)
+            code = label_by_ray(job_of(args), address, args.actors, args.gpu_share, args.prog)
+        say_how_to_go_on(args, code)
+        return code
     launch(
         run,
         args.num_gpus,

@@ -144,3 +144,21 @@ def test_two_processes_are_as_one(tmp_path, photos):
     assert len([*(two / "manifest").iterdir()]) == 2
     for name in ("sem_seg.json", "settings.json", *(f"labels/{i}.png" for i in range(1000, 1003))):
         assert (one / name).read_bytes() == (two / name).read_bytes()
+
+
+@pytest.mark.parametrize(("given", "address"), [(["--ray"], None), (["--ray", "a:1"], "a:1")])
+def test_ray_is_asked_and_its_end_is_told(given, address, monkeypatch, capsys):
+    asked = []
+
+    def label_by_ray(job, *options):
+        asked.append(options)
+        return 143
+
+    monkeypatch.setattr("freecp_d2.labelling.ray.label_by_ray", label_by_ray)
+    argv = ["--config-file", "scenes/clearclip", "--vocabulary", "sky,sand", "--input", "photos"]
+    argv += ["--output", "labels", "--actors", "3", "--gpu-share", "0.5", *given]
+    assert main(argv, "freecp label") == 143
+    assert asked == [(address, 3, 0.5, "freecp label")]
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("freecp label: stopped by SIGTERM; go on with: freecp label --config-f")
+    assert last.endswith(" ".join(given))
