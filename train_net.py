@@ -30,4 +30,4 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    launch_ranks(parse_args())
+    sys.exit(launch_ranks(parse_args(), sys.argv[1:]))

@@ -5,11 +5,10 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
-from detectron2.engine import launch
 from detectron2.utils import comm
 
 from freecp_d2.distributed import job_token, require_one_job
+from freecp_d2.ranks import launch
 
 
 def arguments(**other) -> argparse.Namespace:
@@ -47,8 +46,6 @@ def _rank(folder: Path, tokens: tuple[str, ...], ranks: int) -> None:
     except ValueError as error:
         said = str(error)
     (folder / f"{rank}.json").write_text(json.dumps(said))
-    comm.synchronize()
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize(
@@ -62,7 +59,7 @@ def _rank(folder: Path, tokens: tuple[str, ...], ranks: int) -> None:
 def test_all_ranks_see_a_stranger(tmp_path, monkeypatch, tokens, ranks, said):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # of the ranks: one GPU would not do
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    launch(_rank, 2, dist_url="auto", args=(tmp_path, tokens, ranks))
+    assert launch(_rank, (tmp_path, tokens, ranks), ranks=2) == 0
     for rank, expected in enumerate(said):
         found = json.loads((tmp_path / f"{rank}.json").read_text())
         assert (found is None) == (expected is None)

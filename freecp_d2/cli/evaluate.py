@@ -10,39 +10,79 @@ has no parameters of its own, and CLIP (MODEL.CLIP.PRETRAINED) stays frozen.
 import argparse
 import logging
 import os
-import runpy
 import sys
+import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog, build_detection_test_loader
-from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, launch
-from detectron2.evaluation import inference_on_dataset, print_csv_format, verify_results
+from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
+from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup
+from detectron2.evaluation import print_csv_format, verify_results
+from detectron2.evaluation.evaluator import inference_context
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+from torch import nn
 
 from ..config import config_path, load_config
 from ..data.mapper import InferenceMapper
-from ..distributed import job_token, require_one_job
+from ..distributed import from_main, job_token, require_one_job
 from ..evaluation import FreeCPSemSegEvaluator
 from ..evaluation.facts import facts_of
-from ..evaluation.sem_seg import require_registered
+from ..evaluation.sem_seg import ImageFault, require_registered
 from ..evaluation.table import markdown_table
-from ..files import require_writable
+from ..files import require_writable, sweep
+from ..inputs import FAILURES
+from ..locks import locked
+from ..memory import memory_ran_out
 from ..progress import progress
+from ..stopping import Stop, stopping
+from .errors import add_debug_option, one_sentence
+from .launch import launch_by
+from .register import add_register_option, register_files
+
+log = logging.getLogger(__name__)
+
+
+class SparingMapper:
+    """What :class:`InferenceMapper` gives; of an image that cannot be read `file_name`, `error`."""
+
+    def __init__(self, mapper: InferenceMapper):
+        self._mapper = mapper
+
+    def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
+        """See the class."""
+        try:
+            return self._mapper(record)
+        except FAILURES as error:
+            return {"file_name": record["file_name"], "error": " ".join(str(error).split())}
 
 
 class Trainer(DefaultTrainer):
     """Detectron2's trainer, of which only the evaluation is used."""
 
     @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> torch.utils.data.DataLoader:
-        """Images of `dataset_name`, read and resized by `InferenceMapper`."""
-        return build_detection_test_loader(cfg, dataset_name, mapper=InferenceMapper(cfg))
+    def build_test_loader(
+        cls, cfg: CfgNode, dataset_name: str, done: Collection[str] = ()
+    ) -> torch.utils.data.DataLoader | list:
+        """Images of `dataset_name`, read and resized by `InferenceMapper`.
+
+        One that cannot be read is a dict with `error`.
+
+        Args:
+            done: files of images that are left out.
+        """
+        records = [r for r in DatasetCatalog.get(dataset_name) if r["file_name"] not in done]
+        if not records:
+            return []
+        mapper = SparingMapper(InferenceMapper(cfg))
+        return build_detection_test_loader(
+            dataset=records, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
+        )
 
     @classmethod
     def build_evaluator(
@@ -64,11 +104,21 @@ class Trainer(DefaultTrainer):
         return FreeCPSemSegEvaluator(dataset_name, output_dir=folder, **options)
 
 
-def setup(args: argparse.Namespace) -> CfgNode:
-    """The frozen config of the command line, with logging set up."""
+def setup(args: argparse.Namespace, stack: ExitStack) -> CfgNode:
+    """The frozen config of the command line, with logging set up and OUTPUT_DIR held.
+
+    Args:
+        stack: it lets go of OUTPUT_DIR.
+    """
     args.config_file = str(config_path(args.config_file))  # Detectron2 opens it for the log
     cfg = load_config(args.config_file, [*args.opts, "MODEL.FREECP.OUTPUT", "label_map"])
-    require_writable(Path(cfg.OUTPUT_DIR))
+
+    def hold() -> None:
+        require_writable(Path(cfg.OUTPUT_DIR))
+        stack.enter_context(locked(Path(cfg.OUTPUT_DIR), args.prog))
+        sweep(Path(cfg.OUTPUT_DIR), age=0)
+
+    from_main(hold)
     _keep_in_the_file(cfg.OUTPUT_DIR)
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="freecp_d2")
@@ -78,59 +128,132 @@ def setup(args: argparse.Namespace) -> CfgNode:
 def evaluate(args: argparse.Namespace) -> dict:
     """Evaluate on every data set of DATASETS.TEST.
 
+    With --resume the images count that an earlier run has evaluated in OUTPUT_DIR. An image that
+    cannot be read, or whose ground truth cannot, is left out, and the results say so.
+
+    Returns:
+        On rank 0 Detectron2's results, of one data set or by their names; else of no meaning.
+
     Raises:
+        OSError: something could not be read or written.
+        SystemExit: with 130 or 143, after the image at hand, where a signal came.
         ValueError: DATASETS.TEST is empty, or a file of --register wants a package that is not
-            there.
+            there; see also :meth:`FreeCPSemSegEvaluator.resume`.
     """
-    for file in args.register:
-        try:
-            runpy.run_path(file)
-        except ModuleNotFoundError as error:
-            raise ValueError(f"--register {file}: {error}") from error
-    cfg = setup(args)
-    if not cfg.DATASETS.TEST:
-        raise ValueError("DATASETS.TEST is empty; name the data sets to evaluate")
-    model: Any
-    # First, since they see what is wrong with the data, and loading CLIP takes longer.
-    options = {
-        "stage_seconds": lambda: model.timings,
-        "coco_predictions": args.coco_predictions,
-        "compare_with": args.compare_with,
-    }
-    if cfg.MODEL.FREECP.ENABLED:
-        mapper = InferenceMapper(cfg)
-        options["segment_base"] = lambda image: segment_base(model, mapper(image))
-    evaluators = [Trainer.build_evaluator(cfg, name, **options) for name in cfg.DATASETS.TEST]
-    model = Trainer.build_model(cfg)
-    if not hasattr(model, "vocabulary"):
-        raise ValueError(
-            f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} has no vocabulary; choose "
-            "FreeCP"
-        )
-    facts = facts_of(cfg, model)
-    for evaluator in evaluators:
-        evaluator.check_vocabulary(model.vocabulary)
-        evaluator.facts.update(facts)
-    results = OrderedDict()
-    for name, evaluator in zip(cfg.DATASETS.TEST, evaluators, strict=True):
-        hidden = not comm.is_main_process()
-        images = Trainer.build_test_loader(cfg, name)
-        loader = progress(images, total=len(images), desc=name, unit="image", disable=hidden)
-        results[name] = inference_on_dataset(model, loader, evaluator)
-        if comm.is_main_process():
-            print_csv_format(results[name])
-    if len(results) == 1:  # as Trainer.test
-        results = results[cfg.DATASETS.TEST[0]]
-    if comm.is_main_process():
-        print(f"\n{markdown_table([evaluator.results for evaluator in evaluators])}\n")
-        print(f"Figures, settings and report.html: {cfg.OUTPUT_DIR}")
-        verify_results(cfg, results)
-    if comm.get_world_size() > 1:
-        # With GLOO, a rank that leaves its process group alive may abort at exit, and launch()
-        # then kills the others, rank 0 perhaps before it has written the results.
-        comm.synchronize()
-        torch.distributed.destroy_process_group()
+    results, _ = _evaluate(args)
     return results
+
+
+def _evaluate(args: argparse.Namespace) -> tuple[dict, int]:
+    """The results, and the exit code: 3 where images have failed."""
+    register_files(args.register)
+    with ExitStack() as stack:
+        stop = stack.enter_context(stopping())
+        cfg = setup(args, stack)
+        if not cfg.DATASETS.TEST:
+            raise ValueError("DATASETS.TEST is empty; name the data sets to evaluate")
+        model: Any
+        # First, since they see what is wrong with the data, and loading CLIP takes longer.
+        mapper = InferenceMapper(cfg)
+        options = {
+            "stage_seconds": lambda: model.timings,
+            "coco_predictions": args.coco_predictions,
+            "compare_with": args.compare_with,
+            "segment": lambda image: model([mapper(image)])[0]["label_map"],
+        }
+        if cfg.MODEL.FREECP.ENABLED:
+            options["segment_base"] = lambda image: segment_base(model, mapper(image))
+        evaluators = [Trainer.build_evaluator(cfg, name, **options) for name in cfg.DATASETS.TEST]
+        model = Trainer.build_model(cfg)
+        if not hasattr(model, "vocabulary"):
+            raise ValueError(
+                f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} has no vocabulary; choose "
+                "FreeCP"
+            )
+        facts = facts_of(cfg, model)
+        for evaluator in evaluators:
+            evaluator.check_vocabulary(model.vocabulary)
+            evaluator.facts.update(facts)
+        results: Any = OrderedDict()
+        with inference_context(model), torch.no_grad():
+            for name, evaluator in zip(cfg.DATASETS.TEST, evaluators, strict=True):
+                results[name] = evaluate_on(cfg, name, model, evaluator, stop, args.resume)
+        code = 0
+        if comm.is_main_process():
+            print(f"\n{markdown_table([evaluator.results for evaluator in evaluators])}\n")
+            print(f"Figures, settings and report.html: {cfg.OUTPUT_DIR}")
+            code = 3 if any("failed" in evaluator.results for evaluator in evaluators) else 0
+        if len(results) == 1:  # as Trainer.test
+            results = results[cfg.DATASETS.TEST[0]]
+        if comm.is_main_process():
+            verify_results(cfg, results)
+        return results, comm.all_gather(code)[0]
+
+
+def evaluate_on(
+    cfg: CfgNode,
+    dataset_name: str,
+    model: nn.Module,
+    evaluator: FreeCPSemSegEvaluator,
+    stop: Stop,
+    resume: bool,
+) -> OrderedDict | None:
+    """Evaluate on one data set, as Detectron2's `inference_on_dataset` does.
+
+    Args:
+        stop: what asks to stop after the image at hand.
+        resume: count what an earlier run has evaluated.
+
+    Raises:
+        SystemExit: a rank was asked to stop.
+    """
+    done: Collection[str] = ()
+    if resume:
+        done = evaluator.resume()
+        log.info("%s: %d images are evaluated already", dataset_name, len(done))
+    else:
+        evaluator.reset()
+    images = Trainer.build_test_loader(cfg, dataset_name, done)
+    hidden = not comm.is_main_process()
+    start = time.monotonic()
+    for batch in progress(
+        images, total=len(images), desc=dataset_name, unit="image", disable=hidden
+    ):
+        for image in batch:
+            evaluate_image(model, image, evaluator)
+        if stop.signal is not None:
+            break
+    evaluator.flush()
+    stopped = next(filter(None, comm.all_gather(stop.exit_code)), 0)
+    if stopped:
+        sys.exit(stopped)
+    log.info("%s: %.1f s of inference on rank 0", dataset_name, time.monotonic() - start)
+    results = evaluator.evaluate()
+    if comm.is_main_process():
+        print_csv_format(results)
+    return results
+
+
+def evaluate_image(
+    model: nn.Module, image: dict[str, Any], evaluator: FreeCPSemSegEvaluator
+) -> None:
+    """Segment an image and count it; one that is broken is an image that failed.
+
+    Args:
+        image: of :class:`SparingMapper`.
+    """
+    file = image["file_name"]
+    if "error" in image:
+        evaluator.fail(file, image["error"])
+        return
+    try:
+        evaluator.process([image], model([image]))
+    except ImageFault as error:
+        evaluator.fail(file, str(error))
+    except Exception as error:
+        if not memory_ran_out(error):
+            raise
+        evaluator.fail(file, f"{file}: memory ran out; resume on a machine that has more")
 
 
 def segment_base(model: Any, image: dict[str, Any]) -> torch.Tensor:
@@ -159,27 +282,18 @@ def _keep_in_the_file(output_dir: str) -> None:
                 handler.setLevel(logging.WARNING)
 
 
-def run(args: argparse.Namespace) -> None:
-    """What each rank runs: :func:`evaluate`, and one line where the input is wrong."""
-    try:
+def run(args: argparse.Namespace) -> int:
+    """What each rank runs: :func:`evaluate`; the exit code, 3 where images have failed."""
+    with one_sentence(args.prog, args.debug):
         require_one_job(args.job, max(args.num_machines * args.num_gpus, 1))
-        evaluate(args)
-    except (OSError, ValueError) as error:
-        sys.exit(f"{args.prog}: {error}")
+        return _evaluate(args)[1]
 
 
 def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> argparse.Namespace:
     """Detectron2's options and those of this command. `prog`: as in :func:`main`."""
     parser = default_argument_parser(epilog=__doc__)
     parser.prog = prog or parser.prog
-    parser.add_argument(
-        "--register",
-        action="append",
-        default=[],
-        metavar="FILE.py",
-        help="run this file first; it registers a data set (projects/CamVid/camvid.py is an "
-        "example); may be given several times",
-    )
+    add_register_option(parser)
     parser.add_argument(
         "--coco-predictions",
         action="store_true",
@@ -190,6 +304,7 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
         metavar="results.json",
         help="of the base method on the same data set; the report shows both",
     )
+    add_debug_option(parser)
     # Detectron2's port is the same for all jobs of a user.
     parser.set_defaults(dist_url="auto", prog=parser.prog)
     args = parser.parse_args(argv)
@@ -203,30 +318,32 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
     return args
 
 
-def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
-    """Run the command line, on as many ranks as it says.
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Run the command line, on as many ranks as it says; the exit code.
+
+    0: all is well; 3: images have failed, and the figures are of the others; 130, 143: a signal
+    stopped it, and the command that goes on is said.
 
     Args:
         prog: what the command is called; by default the name of the script.
 
     Raises:
-        SystemExit: something is wrong with the input; it says what.
+        SystemExit: something is wrong with the input, or cannot be written; it says what.
     """
-    args = parse_args(argv, prog)
+    given = list(sys.argv[1:] if argv is None else argv)
+    args = parse_args(given, prog)
     args.eval_only = True
-    launch_ranks(args)
+    return launch_ranks(args, given)
 
 
-def launch_ranks(args: argparse.Namespace) -> None:
-    """:func:`run` by Detectron2's `launch`. Args and errors are those of :func:`main`."""
-    try:
-        launch(
-            run,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args,),
-        )
-    except torch.multiprocessing.ProcessExitedException as error:
-        sys.exit(str(error) if error.signal_name else 1)  # otherwise the rank has said why
+def launch_ranks(args: argparse.Namespace, argv: Sequence[str]) -> int:
+    """:func:`run` on all ranks; exit code and errors are those of :func:`main`.
+
+    Args:
+        argv: what the arguments were read from.
+    """
+    code = launch_by(args, run)
+    if code > 128 and args.machine_rank == 0:
+        resumed = argv if args.resume else ["--resume", *argv]
+        print(Stop(code - 128).sentence(args.prog, resumed), file=sys.stderr)
+    return code

@@ -12,12 +12,10 @@ on where it stopped when it is started again.
 import argparse
 import sys
 from collections.abc import Sequence
-from datetime import timedelta
 from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
-from detectron2.engine import launch
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
@@ -29,11 +27,9 @@ from ..labelling import Job, Outputs
 from ..labelling.launch import label
 from ..stopping import Stop
 from .errors import add_debug_option, one_sentence
+from .launch import launch_by
 from .register import add_register_option, register_files
 from .words import add_words_options, background_of, parse_words, words_of
-
-NO_TIMEOUT = timedelta(days=365)
-"""Ranks wait for each other only at the end, and the first to end may wait long."""
 
 
 def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> argparse.Namespace:
@@ -116,54 +112,37 @@ def job_of(args: argparse.Namespace) -> Job:
     return Job(cfg, source, args.output, vocabulary, outputs, args.tars)
 
 
-def run(args: argparse.Namespace) -> None:
-    """What each rank runs; it ends with the exit code of :func:`freecp_d2.labelling.launch.label`.
-
-    Raises:
-        SystemExit: always.
-    """
+def run(args: argparse.Namespace) -> int:
+    """What each rank runs: :func:`freecp_d2.labelling.launch.label`; the exit code."""
     setup_logger(distributed_rank=comm.get_rank(), name="freecp_d2")
     with one_sentence(args.prog, args.debug):
         require_one_job(args.job, max(args.num_machines * args.num_gpus, 1))
-        code = label(job_of(args), args.prog)
-    if comm.is_main_process():
-        say_how_to_go_on(args, code)
-    sys.exit(code)
-
-
-def say_how_to_go_on(args: argparse.Namespace, code: int) -> None:
-    """The last line of a run that a signal stopped."""
-    if code > 128:
-        print(Stop(code - 128).sentence(args.prog, args.argv), file=sys.stderr)
+        return label(job_of(args), args.prog)
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Run the command line, on as many ranks as it says; the exit code.
 
-    0: all images are labelled; 1: the input is wrong; 3: some images could not be labelled, and are
-    named; 130, 143: a signal stopped it, and the command that goes on is said.
+    0: all images are labelled; 3: some could not be, and are named; 130, 143: a signal stopped it,
+    and the command that goes on is said.
 
     Args:
         prog: what the command is called; by default the name of the script.
+
+    Raises:
+        SystemExit: something is wrong with the input, or cannot be written; it says what.
     """
-    args = parse_args(argv, prog)
-    args.argv = list(sys.argv[1:] if argv is None else argv)
-    if args.ray is not None:
+    given = list(sys.argv[1:] if argv is None else argv)
+    args = parse_args(given, prog)
+    if args.ray is None:
+        code = launch_by(args, run)
+    else:
         from ..labelling.ray import label_by_ray
 
         setup_logger(name="freecp_d2")
         with one_sentence(args.prog, args.debug):
             address = args.ray or None
             code = label_by_ray(job_of(args), address, args.actors, args.gpu_share, args.prog)
-        say_how_to_go_on(args, code)
-        return code
-    launch(
-        run,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-        timeout=NO_TIMEOUT,
-    )
-    return 0
+    if code > 128 and args.machine_rank == 0:
+        print(Stop(code - 128).sentence(args.prog, given), file=sys.stderr)
+    return code

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import detectron2
@@ -54,6 +55,34 @@ def facts_of(cfg: CfgNode, model: FreeCP) -> dict[str, Any]:
     }
 
 
+ELSEWHERE = {
+    *("OUTPUT_DIR", "DATASETS", "DATALOADER", "MODEL.DEVICE", "MODEL.CLIP.PRETRAINED"),
+    *("MODEL.CLIP.TEXT_CACHE", "MODEL.FREECP.OUTPUT", "MODEL.FREECP.VOCABULARY"),
+    *("MODEL.FREECP.DESCRIPTIONS", "VERSION"),
+}
+"""Keys of the config that change no label, or only by words and weights, whose hashes are facts."""
+
+
+def label_settings(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What a label map depends on beside the image.
+
+    Args:
+        facts: of :func:`facts_of`, or none of them.
+
+    Returns:
+        Hashes and precision, and the keys of the config, such as MODEL.CLIP.METHOD, flat.
+    """
+    keys = ("words", "descriptions", "weights", "precision")
+    settings = {key: facts[key] for key in keys if key in facts}
+    return settings | _relevant(facts.get("config", {}), "")
+
+
+def differing_keys(former: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
+    """The sorted keys whose values differ, where `former` was read from JSON."""
+    settings = json.loads(json.dumps(settings))
+    return sorted(k for k in {*former, *settings} if former.get(k) != settings.get(k))
+
+
 def precision_of(module: nn.Module) -> str:
     """The lowest of its parameters: fp32, fp16 or bf16. LayerNorms stay fp32 in every CLIP."""
     lowest = min(
@@ -84,6 +113,16 @@ def hash_of_weights(module: nn.Module) -> str:
         flat = tensor.detach().cpu().contiguous().flatten()
         digest.update(flat.view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def _relevant(config: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """The keys of a nested config that are not :data:`ELSEWHERE`, flat."""
+    keys: dict[str, Any] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if name not in ELSEWHERE:
+            keys |= _relevant(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return keys
 
 
 def _sha256(content: Any) -> str:

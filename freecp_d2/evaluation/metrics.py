@@ -1,11 +1,13 @@
 """Figures of a segmentation, and of a purification, from counts that can be summed over ranks."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
+from .records import confusion_of
 
 STAGES = {"redundancy": "kept_redundancy", "ambiguity": "kept"}
 """Stage of the purification -> the key of the model's output with the classes left after it."""
@@ -156,29 +158,32 @@ class Counts:
                 setattr(self, name, getattr(self, name) + value)
         return self
 
-    def add_purification(
-        self,
-        present: np.ndarray,
-        background: int,
-        kept: dict[str, np.ndarray],
-        losses: Iterable[tuple[int, int]],
-    ) -> None:
+    def add(self, record: Mapping[str, Any]) -> None:
         """Count an image.
 
         Args:
-            present: (K,) bool, the classes in the ground truth.
-            background: how many of them, in front, are a scored background: 0 or 1. It is never
-                purified and does not count.
-            kept: stage -> (K - background,) bool.
-            losses: (loser, winner) class ids, 0 to K - 1; what is there twice, as from two windows,
-                counts once.
+            record: of :func:`.records.image_record`. With a scored background, which is class 0,
+                one class less is purified than there are; the background itself does not count.
         """
+        confusion = confusion_of(record, len(self.confusion))
+        self.confusion += confusion
+        self.images += 1
+        self.ignored += record["ignored"]
+        self.seconds.update(record["seconds"])
+        if "kept" in record:
+            background = len(self.confusion) - record["purifiable"]
+            self._add_purification(record, confusion.sum(axis=0) > 0, background)
+
+    def _add_purification(
+        self, record: Mapping[str, Any], present: np.ndarray, background: int
+    ) -> None:
+        """`present`: (K,) bool, the classes in the ground truth."""
         self.purified += 1
         self.present += int(present[background:].sum())
-        for stage, classes in kept.items():
-            self.kept[stage] += int(classes.sum())
-            self.right[stage] += int((classes & present[background:]).sum())
-        for loser, winner in {(a, b) for a, b in losses if a != b}:
+        for stage, classes in record["kept"].items():
+            self.kept[stage] += len(classes)
+            self.right[stage] += int(present[background:][classes].sum())
+        for loser, winner in record["losses"]:
             self.losses[loser, winner] += 1
             self.losses_right[loser, winner] += int(present[winner] and not present[loser])
             self.losses_wrong[loser, winner] += int(present[loser] and not present[winner])

@@ -81,6 +81,7 @@ def write_report(
     page = render(
         "report.html",
         results=results,
+        failed=results.get("failed", {}),
         columns=[(method_of(run), run) for run in runs],
         metrics=[
             (name, *_compared([run["metrics"][name] for run in runs]))

@@ -5,12 +5,11 @@ import difflib
 import io
 import logging
 import os
-import uuid
 from bisect import insort
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -22,8 +21,11 @@ from torch import Tensor
 from ..data import Vocabulary, normalized_name
 from ..data.benchmarks.layout import BENCHMARKS
 from ..data.mapper import load_label_map
+from ..distributed import from_main
 from ..files import require_writable, write_whole
-from .coco import CocoWriter
+from ..journal import Journal
+from .coco import segments_of, write_segments
+from .facts import differing_keys, label_settings
 from .metrics import (
     STAGES,
     Counts,
@@ -34,12 +36,20 @@ from .metrics import (
     segmentation_metrics,
     worst_confusions,
 )
+from .records import RECORDS, Records, confusion_of, image_record
 from .report import Example, palette_of, write_report
 from .results import METRICS, load_results, printable, without_nan, write_results
 
 MOST_CONFUSIONS = 20
 """So many pairs of classes that are confused are in results.json."""
+RESULTS = "results.json", "per_class.csv", "report.html", "sem_seg_predictions.json"
+"""What an evaluation writes, beside its records."""
 log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class ImageFault(ValueError):
+    """An image, or its ground truth, is broken; others may be evaluated."""
 
 
 class FreeCPSemSegEvaluator(DatasetEvaluator):
@@ -62,7 +72,8 @@ class FreeCPSemSegEvaluator(DatasetEvaluator):
     the evaluation, the classes without a ground-truth pixel.
 
     With `output_dir`, rank 0 writes results.json (figures; NaN as null), per_class.csv and then
-    report.html. Should the report fail, that is logged, and the figures stand.
+    report.html. Should the report fail, that is logged, and the figures stand. Meanwhile each rank
+    keeps a record of each image below `output_dir`/records, from which :meth:`resume` goes on.
 
     Args:
         dataset_name: in Detectron2's catalogs, with `stuff_classes`. Without `ignore_label` in its
@@ -75,9 +86,9 @@ class FreeCPSemSegEvaluator(DatasetEvaluator):
         coco_predictions: also write sem_seg_predictions.json, COCO's RLE segments with the data
             set's own category ids.
         compare_with: results.json of the base method, drawn beside this one in the report.
-        segment_base: gives the base method's label map (H, W) of an image of the data set, a dict
-            with `file_name`. Asked on rank 0 for the images that the report shows, and for no
-            others.
+        segment, segment_base: give the label map (H, W) of the model, and of the base method, of an
+            image of the data set, a dict with `file_name`. Asked on rank 0 for images that the
+            report shows, the first only for those that were evaluated before :meth:`resume`.
         pictures: how many of the best and of the worst images the report shows.
 
     Raises:
@@ -98,6 +109,7 @@ class FreeCPSemSegEvaluator(DatasetEvaluator):
         stage_seconds: Callable[[], Mapping[str, float]] = dict,
         coco_predictions: bool = False,
         compare_with: str | os.PathLike | None = None,
+        segment: Callable[[dict[str, Any]], Tensor] | None = None,
         segment_base: Callable[[dict[str, Any]], Tensor] | None = None,
         pictures: int = 5,
     ):
@@ -109,6 +121,7 @@ class FreeCPSemSegEvaluator(DatasetEvaluator):
         self._distributed = distributed
         self._output_dir = None if output_dir is None else Path(output_dir)
         self._stage_seconds = stage_seconds
+        self._segment = segment
         self._segment_base = segment_base
         self._pictures = pictures
         records = DatasetCatalog.get(dataset_name)  # some set their metadata only now
@@ -120,9 +133,12 @@ class FreeCPSemSegEvaluator(DatasetEvaluator):
         self._truth_files = self._load_truth_files(records)
         self._category_ids = self._load_category_ids() if coco_predictions else None
         self._base = None if compare_with is None else self._load_base(compare_with)
+        self._records: Records | None = None
+        self._journal: Journal | None = None
         if self._output_dir is not None:
             self._palette = palette_of(self._metadata)
             require_writable(self._output_dir)
+            self._records = Records(self._output_dir / RECORDS)
 
     def check_vocabulary(self, vocabulary: Vocabulary) -> None:
         """See that a model with these classes can be evaluated here, before it segments anything.
@@ -147,18 +163,86 @@ class FreeCPSemSegEvaluator(DatasetEvaluator):
             )
 
     def reset(self) -> None:
-        """Forget all images."""
+        """Forget all images, and remove what `output_dir` has of an earlier evaluation."""
+        self._forget()
+        if self._records is None or self._output_dir is None:
+            return
+        if self._rank == 0:
+            for name in RESULTS:
+                (self._output_dir / name).unlink(missing_ok=True)
+            self._records.begin(self._settings())
+        self._open_journal(self._records)
+
+    def resume(self) -> frozenset[str]:
+        """Go on with the evaluation that `output_dir` has records of; begin where it has none.
+
+        To be called by all ranks in place of :meth:`reset`, when :attr:`facts` are complete.
+
+        Returns:
+            The files of the images that were evaluated. Those that failed are not among them.
+
+        Raises:
+            ValueError: there is no `output_dir` or no `segment`, or the records are of another
+                configuration, whose keys are named.
+        """
+        if self._records is None or self._segment is None:
+            raise ValueError("to resume takes an output_dir, and segment for the report")
+        settings = self._settings()
+        former = self._from_main(self._records.settings)
+        if former is None:
+            self.reset()
+            return frozenset()
+        changed = differing_keys(former, settings)
+        if changed:
+            raise ValueError(
+                f"{self._output_dir} holds an evaluation of another configuration "
+                f"({', '.join(changed)}); leave out --resume to begin anew, or choose another "
+                "OUTPUT_DIR"
+            )
+        self._forget()
+        records = self._records
+        done = self._from_main(lambda: self._count_former(records))
+        self._open_journal(records)
+        return done
+
+    def _settings(self) -> dict[str, Any]:
+        """What the records depend on."""
+        predictions = self._category_ids is not None
+        return {
+            "data set": self._dataset_name,
+            "--coco-predictions": predictions,
+            **label_settings(self.facts),
+        }
+
+    def flush(self) -> None:
+        """Close this rank's records, before the process ends without :meth:`evaluate`."""
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
+
+    def _forget(self) -> None:
         self._counts = Counts(np.zeros((len(self._names),) * 2, dtype=np.int64))
         self._best: list[tuple[float, str, bytes]] = []
         self._worst: list[tuple[float, str, bytes]] = []
-        self._seconds_before = dict(self._stage_seconds())
-        self._coco = None
-        if self._output_dir is not None and self._category_ids is not None:
-            path = self._output_dir / "sem_seg_predictions.json"
-            job = uuid.uuid4().hex
-            if self._distributed:
-                job = comm.all_gather(job)[0]
-            self._coco = CocoWriter(path, job, self._rank, self._category_ids)
+        self._failed: dict[str, str] = {}
+        self._seconds_before = Counter(self._stage_seconds())
+
+    def _open_journal(self, records: Records) -> None:
+        if self._distributed:
+            comm.synchronize()  # rank 0 has made the folder
+        self.flush()
+        self._journal = records.journal(self._rank)
+
+    def _count_former(self, records: Records) -> frozenset[str]:
+        done = []
+        for record in records.evaluated():
+            if record["file_name"] in self._truth_files:
+                self._add(record, None)
+                done.append(record["file_name"])
+        return frozenset(done)
+
+    def _from_main(self, function: Callable[[], T]) -> T:
+        return from_main(function) if self._distributed else function()
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         """Count the pixels of a batch.
@@ -172,28 +256,56 @@ class FreeCPSemSegEvaluator(DatasetEvaluator):
                 class ids (loser, winner).
 
         Raises:
-            ValueError: a prediction has another number of classes or another size, the image is
-                none of the data set's, or its ground truth cannot be read or holds an id that is no
-                class.
+            ImageFault: the ground truth cannot be read, is of another size than the prediction, or
+                holds an id that is no class. Others may be processed, see :meth:`fail`.
+            ValueError: a prediction has another number of classes, or the image is none of the
+                data set's.
         """
+        since = self._seconds_since()
         for x, output in zip(inputs, outputs, strict=True):
             predicted = self._label_map(output)
             file = x["file_name"]
             truth = self._load_truth(file, predicted.shape)
             confusion = confusion_matrix(predicted, truth, len(self._names), self._ignore_label)
-            self._counts.confusion += confusion
-            self._counts.images += 1
-            self._counts.ignored += truth.size - int(confusion.sum())
-            self._count_purification(output, confusion.sum(axis=0) > 0)
-            if self._coco is not None:
-                self._coco.add(x, predicted)
-            score = mean(class_ious(confusion))
-            if self._output_dir is not None and not np.isnan(score):
-                self._remember(self._best, -score, file, predicted)
-                self._remember(self._worst, score, file, predicted)
+            ignored = truth.size - int(confusion.sum())
+            kept, losses = self._purification(output)
+            record = image_record(file, confusion, ignored, kept, losses, since)
+            since = Counter()
+            if self._category_ids is not None:
+                record["segments"] = segments_of(x, predicted, self._category_ids)
+            self._add(record, predicted)
+            if self._journal is not None:
+                self._journal.add(record)
+
+    def _seconds_since(self) -> Counter[str]:
+        """Stage -> time since this was asked last."""
+        before, self._seconds_before = self._seconds_before, Counter(self._stage_seconds())
+        return Counter({stage: s - before[stage] for stage, s in self._seconds_before.items()})
+
+    def fail(self, file: str, error: str) -> None:
+        """Count an image as one that could not be evaluated; the figures are then incomplete.
+
+        Args:
+            file: the image's.
+            error: why, in a sentence.
+        """
+        log.error("%s: %s", self._dataset_name, error)
+        self._failed[file] = error
+        if self._journal is not None:
+            self._journal.add({"file_name": file, "error": error})
+
+    def _add(self, record: Mapping[str, Any], labels: np.ndarray | None) -> None:
+        """Count an image; without its label map it is segmented again where the report shows it."""
+        self._counts.add(record)
+        score = mean(class_ious(confusion_of(record, len(self._names))))
+        if self._output_dir is not None and not np.isnan(score):
+            self._remember(self._best, -score, record["file_name"], labels)
+            self._remember(self._worst, score, record["file_name"], labels)
 
     def evaluate(self) -> OrderedDict | None:
         """Sum over all ranks and write the results.
+
+        Images that failed are in `results`, and named in the log.
 
         Returns:
             On rank 0 {"sem_seg": {metric: percent}, "purification": {stage/metric: figure}}, the
@@ -202,21 +314,20 @@ class FreeCPSemSegEvaluator(DatasetEvaluator):
         Raises:
             FileNotFoundError: COCO predictions of another rank are not in this `output_dir`.
         """
-        seconds = Counter(self._stage_seconds())
-        seconds.subtract(self._seconds_before)
-        self._counts.seconds = seconds
-        if self._coco is not None:
-            self._coco.close()
-        ranks = [(self._counts, self._best, self._worst)]
+        self.flush()
+        self._counts.seconds.update(self._seconds_since())
+        ranks = [(self._counts, self._best, self._worst, self._failed)]
         if self._distributed:
             comm.synchronize()
             ranks = comm.gather(ranks[0], dst=0)
             if not comm.is_main_process():
                 return None
         total = Counts(np.zeros_like(self._counts.confusion))
-        for counts, *_ in ranks:
+        failed: dict[str, str] = {}
+        for counts, _, _, errors in ranks:
             total += counts
-        self.results = results = without_nan(self._results(total))
+            failed |= errors
+        self.results = results = without_nan(self._results(total, failed))
         sem_seg = segmentation_metrics(total.confusion, self._names)
         if self._output_dir is not None:
             write_results(results, self._output_dir / "results.json")
@@ -227,8 +338,9 @@ class FreeCPSemSegEvaluator(DatasetEvaluator):
             f"Detectron2's, over the classes present: {sem_seg['mIoU-detectron2']:.2f}"
         )
         self._warn_of_absent_classes(total)
-        if self._coco is not None:
-            self._coco.join(len(ranks))
+        self._say_failed(failed, total.images)
+        if self._category_ids is not None and self._records is not None:
+            self._write_predictions(self._records, total.images)
         if self._output_dir is not None:
             self._write_report(self._output_dir, ranks)
         flat = OrderedDict(sem_seg=sem_seg)
@@ -266,9 +378,12 @@ class FreeCPSemSegEvaluator(DatasetEvaluator):
             raise ValueError(
                 f"{file}: not an image of {self._dataset_name}; evaluate the images of one data set"
             )
-        labels = load_label_map(path)
+        try:
+            labels = load_label_map(path)
+        except (OSError, ValueError) as error:
+            raise ImageFault(" ".join(str(error).split())) from error
         if labels.shape != size:
-            raise ValueError(
+            raise ImageFault(
                 f"{path}: the ground truth has size {labels.shape}, the prediction {size}; "
                 f"{_where_to_look(self._dataset_name)}"
             )
@@ -277,40 +392,53 @@ class FreeCPSemSegEvaluator(DatasetEvaluator):
             no_class &= labels != self._ignore_label
         if no_class.any():
             ignored = "" if self._ignore_label is None else f" {self._ignore_label}"
-            raise ValueError(
+            raise ImageFault(
                 f"{path}: id {labels[no_class][0]} is neither one of the {len(self._names)} "
                 f"classes nor ignore_label{ignored or ', which is not set'}; check the metadata of "
                 f"{self._dataset_name}"
             )
         return labels
 
-    def _count_purification(self, output: dict, present: np.ndarray) -> None:
+    def _purification(self, output: dict) -> tuple[dict[str, np.ndarray], list[tuple[int, int]]]:
+        """Stage -> (C,) bool, the classes that stayed after it; and pairs of class ids."""
         kept = {stage: output[key].cpu().numpy() for stage, key in STAGES.items() if key in output}
         if not kept:
-            return
-        background = len(present) - len(next(iter(kept.values())))
+            return {}, []
+        classes = len(next(iter(kept.values())))
+        background = len(self._names) - classes
         if background not in (0, 1):
             raise ValueError(
-                f"{self._dataset_name}: the model has purified {len(present) - background} "
-                f"classes, the data set has {len(present)}; check MODEL.FREECP.VOCABULARY"
+                f"{self._dataset_name}: the model has purified {classes} classes, the data set has "
+                f"{len(self._names)}; check MODEL.FREECP.VOCABULARY"
             )
-        losses = [(a + background, b + background) for a, b in output.get("ambiguous_losses", ())]
-        self._counts.add_purification(present, background, kept, losses)
+        losses = output.get("ambiguous_losses", ())
+        return kept, [(a + background, b + background) for a, b in losses]
 
     def _remember(
-        self, entries: list[tuple[float, str, bytes]], key: float, file: str, labels: np.ndarray
+        self,
+        entries: list[tuple[float, str, bytes]],
+        key: float,
+        file: str,
+        labels: np.ndarray | None,
     ) -> None:
         """Keep the label map while it is among the first by `key`, then file name."""
         if len(entries) < self._pictures or (key, file) < entries[-1][:2]:
-            png = io.BytesIO()
-            dtype = np.uint8 if len(self._names) <= 256 else np.uint16
-            Image.fromarray(labels.astype(dtype)).save(png, "PNG")
-            insort(entries, (key, file, png.getvalue()))
+            insort(entries, (key, file, b"" if labels is None else self._png(labels)))
             del entries[self._pictures :]
 
+    def _png(self, labels: np.ndarray) -> bytes:
+        png = io.BytesIO()
+        dtype = np.uint8 if len(self._names) <= 256 else np.uint16
+        Image.fromarray(labels.astype(dtype)).save(png, "PNG")
+        return png.getvalue()
+
     def _example(self, score: float, file: str, png: bytes) -> Example:
-        with Image.open(io.BytesIO(png)) as image:
-            predicted = np.array(image, dtype=int)
+        if png:
+            with Image.open(io.BytesIO(png)) as image:
+                predicted = np.array(image, dtype=int)
+        else:
+            assert self._segment is not None  # resume() has seen to it
+            predicted = self._segment({"file_name": file}).cpu().numpy()
         truth = self._load_truth(file, predicted.shape)
         if self._segment_base is None:
             return Example(file, truth, predicted, 100 * score)
@@ -319,8 +447,8 @@ class FreeCPSemSegEvaluator(DatasetEvaluator):
         return Example(file, truth, predicted, 100 * score, base, 100 * mean(class_ious(confusion)))
 
     def _write_report(self, folder: Path, ranks: Sequence[tuple]) -> None:
-        best = sorted(entry for _, entries, _ in ranks for entry in entries)[: self._pictures]
-        worst = sorted(entry for *_, entries in ranks for entry in entries)[: self._pictures]
+        best = sorted(entry for _, entries, _, _ in ranks for entry in entries)[: self._pictures]
+        worst = sorted(entry for _, _, entries, _ in ranks for entry in entries)[: self._pictures]
         try:
             write_report(
                 folder / "report.html",
@@ -337,6 +465,32 @@ class FreeCPSemSegEvaluator(DatasetEvaluator):
                 type(error).__name__,
                 " ".join(printable(str(error)).split()),
                 folder / "results.json",
+            )
+
+    def _write_predictions(self, records: Records, images: int) -> None:
+        """COCO's segments of all images, from the records, in the order of the data set."""
+        number = 0
+
+        def segments() -> Iterator[dict[str, Any]]:
+            nonlocal number
+            for record in records.in_order(list(self._truth_files)):
+                number += 1
+                yield from record["segments"]
+
+        path = records.folder.with_name("sem_seg_predictions.json")
+        write_segments(path, segments())
+        if number != images:
+            path.unlink()
+            raise FileNotFoundError(
+                f"{records.folder} has {number} of {images} images; COCO predictions need an "
+                "OUTPUT_DIR that all machines share"
+            )
+
+    def _say_failed(self, failed: Mapping[str, str], images: int) -> None:
+        if failed:
+            log.error(
+                "%s: INCOMPLETE, %d of %d images could not be evaluated: %s",
+                *(self._dataset_name, len(failed), len(failed) + images, _listed(sorted(failed))),
             )
 
     def _warn_of_absent_classes(self, total: Counts) -> None:
@@ -361,12 +515,13 @@ class FreeCPSemSegEvaluator(DatasetEvaluator):
         pixels = total.confusion.sum(axis=0).tolist()
         return [key for key, count in zip(self._names, pixels, strict=True) if not count]
 
-    def _results(self, total: Counts) -> dict[str, Any]:
+    def _results(self, total: Counts, failed: Mapping[str, str]) -> dict[str, Any]:
         figures = segmentation_metrics(total.confusion, self._names)
         results = {
             "dataset": self._dataset_name,
             **self.facts,
             "images": total.images,
+            **({"failed": dict(sorted(failed.items()))} if failed else {}),
             "ignored_pixels": total.ignored,
             "absent_classes": self._absent(total),
             "label_maps_as_published": self._metadata.get("label_maps_as_published"),

@@ -116,6 +116,12 @@ def _value(config: Mapping[str, Any], key: str) -> Any:
     return value
 
 
+def _images(run: Mapping[str, Any]) -> str:
+    """How many images count, and how many of the data set failed."""
+    failed = len(run.get("failed") or ())
+    return f"{run['images']}, {failed} failed" if failed else str(run["images"])
+
+
 def markdown_table(runs: Sequence[Mapping[str, Any]]) -> str:
     """One row a result, by benchmark in the paper's order, then method, the base method first.
 
@@ -148,7 +154,7 @@ def markdown_table(runs: Sequence[Mapping[str, Any]]) -> str:
         row = (
             title,
             method,
-            run["images"],
+            _images(run),
             "-" if measured is None else f"{measured:.2f}",
             "-" if published is None else f"{published:.1f}{star}",
             "-" if published is None or measured is None else f"{measured - published:+.2f}",

@@ -9,8 +9,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ..index import Index
 from .core import MANIFEST
-from .index import Index
 from .items import Item, read_items
 from .job import Job
 from .merge import all_records, merge

@@ -6,12 +6,12 @@ from typing import Any
 from detectron2.utils import comm
 
 from ..distributed import from_main
+from ..index import Index
 from ..meta_arch import FreeCP
 from ..segmenter import build_model
 from ..stopping import stopping
 from ..words import Words
 from .finish import finish, items_of, shown
-from .index import Index
 from .job import Job, build_labeller, encode
 from .merge import all_records
 from .settings import require_same_settings

@@ -12,10 +12,10 @@ from itertools import chain, count, islice
 from pathlib import Path
 from typing import IO, Any
 
+from ..index import Index
 from ..overlay import palette
 from ..segmentation import nothing_of
 from .core import LABELS, MANIFEST, SCORES
-from .index import Index
 from .store import Store, read_input
 
 RECORDS, SEM_SEG, COCO, TARS = "manifest.jsonl", "sem_seg.json", "segmentation.json", "tars"

@@ -22,6 +22,7 @@ import numpy as np
 from detectron2.config import CfgNode
 
 from ..data.mapper import InferenceMapper
+from ..index import Index
 from ..inputs import grouped
 from ..meta_arch import FreeCP
 from ..segmentation import Segmentation
@@ -30,7 +31,6 @@ from ..stopping import Stop, stopping
 from ..words import Words
 from .core import MANIFEST, Labelled, Labeller, Loaded
 from .finish import finish, items_of, shown
-from .index import Index
 from .job import Job, build_labeller, encode
 from .merge import all_records
 from .settings import SETTINGS, hash_of_settings, require_same_settings

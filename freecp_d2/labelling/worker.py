@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+from ..index import Index
 from ..stopping import Stop
 from .core import MANIFEST, Labelled, Labeller
-from .index import Index
 from .items import Item, shard_of
 from .store import RecordWriter
 

@@ -18,8 +18,8 @@ from PIL import Image
 
 from freecp_d2 import FreeCPPredictor, load_config
 from freecp_d2.data.scenes import draw_scene
+from freecp_d2.index import Index
 from freecp_d2.labelling import Job, LocalStore, read_items
-from freecp_d2.labelling.index import Index
 from freecp_d2.labelling.job import build_labeller, encode
 from freecp_d2.labelling.worker import journal_of, waiting, work
 from freecp_d2.segmenter import build_model

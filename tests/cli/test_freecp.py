@@ -77,9 +77,9 @@ def test_evaluate_needs_no_task_and_a_config(freecp, monkeypatch, capsys):
     from freecp_d2.cli import evaluate
 
     ran: list = []
-    monkeypatch.setattr(evaluate, "launch", lambda *args, **options: ran.append(options["args"]))
+    monkeypatch.setattr(evaluate, "launch_by", lambda args, run: ran.append(args) or 0)
     freecp.main(["evaluate", "--config-file", "scenes/clearclip", "OUTPUT_DIR", "x"])
-    ((args,),) = ran
+    (args,) = ran
     assert args.eval_only and args.opts == ["OUTPUT_DIR", "x"] and args.prog == "freecp evaluate"
     with pytest.raises(SystemExit, match="^freecp evaluate: name a config: --config-file scenes"):
         freecp.main(["evaluate"])

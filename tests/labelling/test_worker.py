@@ -5,8 +5,8 @@ from contextlib import closing
 
 import pytest
 
+from freecp_d2.index import Index
 from freecp_d2.labelling import read_items, shard_of
-from freecp_d2.labelling.index import Index
 from freecp_d2.labelling.merge import all_records
 from freecp_d2.labelling.worker import AHEAD, journal_of, waiting, work
 from freecp_d2.stopping import Stop

@@ -64,7 +64,7 @@ TARGETS: dict[str, list[str]] = {
     "freecp_d2/journal.py": ["tests/test_journal.py"],
     "freecp_d2/locks.py": ["tests/test_locks.py"],
     "freecp_d2/labelling/core.py": ["tests/labelling/test_core.py"],
-    "freecp_d2/labelling/index.py": ["tests/labelling/test_index.py"],
+    "freecp_d2/index.py": ["tests/test_index.py"],
     "freecp_d2/labelling/items.py": ["tests/labelling/test_items.py"],
     "freecp_d2/labelling/merge.py": ["tests/labelling/test_merge.py"],
     "freecp_d2/labelling/settings.py": ["tests/labelling/test_settings.py"],

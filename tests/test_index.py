@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from freecp_d2.labelling.index import Index
+from freecp_d2.index import Index
 
 RECORDS = st.lists(
     st.builds(
