@@ -2,7 +2,6 @@
 
 import json
 import sqlite3
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -10,13 +9,12 @@ from typing import Any
 class Index:
     """Records by their `id`; of several the one with the latest `time`.
 
-    They lie in a temporary file that ends with the process, so that memory does not grow with their
-    number. One thread at a time.
+    SQLite keeps them in a temporary file that ends with the process, so that memory does not grow
+    with their number. One thread at a time.
     """
 
     def __init__(self, records: Iterable[Mapping[str, Any]] = ()):
-        self._file = tempfile.NamedTemporaryFile(prefix="freecp_index_")
-        self._database = sqlite3.connect(self._file.name, check_same_thread=False)
+        self._database = sqlite3.connect("", check_same_thread=False)  # a temporary file
         self._database.executescript(
             "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;"
             "CREATE TABLE records (id BLOB PRIMARY KEY, time REAL, failed INTEGER, record TEXT)"

@@ -19,13 +19,13 @@ from contextlib import closing, redirect_stdout
 from pathlib import Path
 
 import numpy as np
+from freecp_d2.labelling.index import Index
 from PIL import Image
 
 from freecp_d2 import get_config
 from freecp_d2.data.vocabulary import Vocabulary
 from freecp_d2.labelling import Job, Labeller, LocalStore, Outputs
 from freecp_d2.labelling.finish import finish, items_of
-from freecp_d2.labelling.index import Index
 from freecp_d2.labelling.merge import all_records
 from freecp_d2.labelling.worker import journal_of, waiting, work
 from freecp_d2.overlay import palette
