@@ -50,7 +50,17 @@ ROOMS = (
     ),
     *("segmentation", "scores", "pamr", "purify", "words", "encoding", "purification", "ops"),
     *("clip", "sliding_window", "timing", "data", "coco", "distributed", "overlay", "fonts"),
-    *("ranks", "heartbeat", "workers", "progress", "memory", "index", "stopping", "files"),
+    *(
+        "ranks",
+        "heartbeat",
+        "workers",
+        "progress",
+        "errors",
+        "memory",
+        "index",
+        "stopping",
+        "files",
+    ),
     *("journal", "locks"),
 )
 """Data flows one way: no room imports from one to its left."""

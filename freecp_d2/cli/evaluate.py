@@ -31,6 +31,7 @@ from torch import nn
 from ..config import config_path, load_config
 from ..data.mapper import InferenceMapper
 from ..distributed import from_main, job_token, require_one_job
+from ..errors import add_debug_option, one_sentence
 from ..evaluation import FreeCPSemSegEvaluator
 from ..evaluation.facts import facts_of
 from ..evaluation.sem_seg import ImageFault, require_registered
@@ -41,7 +42,6 @@ from ..locks import locked
 from ..memory import memory_ran_out
 from ..progress import progress
 from ..stopping import Stop, stopping
-from .errors import add_debug_option, one_sentence
 from .launch import launch_by
 from .register import add_register_option, register_files
 

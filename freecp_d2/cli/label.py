@@ -21,12 +21,12 @@ from detectron2.utils.logger import setup_logger
 
 from ..config import config_path, configured_vocabulary, load_config
 from ..distributed import job_token, require_one_job
+from ..errors import add_debug_option, one_sentence
 from ..evaluation.sem_seg import require_registered
 from ..inputs import as_vocabulary, with_background
 from ..labelling import Job, Outputs
 from ..labelling.launch import label
 from ..stopping import Stop
-from .errors import add_debug_option, one_sentence
 from .launch import launch_by
 from .register import add_register_option, register_files
 from .words import add_words_options, background_of, parse_words, words_of

@@ -32,8 +32,8 @@ from pseudo_labels import (
     teacher_metrics,
 )
 
-from freecp_d2.cli.errors import add_debug_option, one_sentence
 from freecp_d2.cli.register import add_register_option, register_files
+from freecp_d2.errors import add_debug_option, one_sentence
 from freecp_d2.evaluation import FreeCPSemSegEvaluator, SemSegEvalHook
 from freecp_d2.files import require_writable
 from freecp_d2.labelling import register_labels

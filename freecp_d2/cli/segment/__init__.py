@@ -14,11 +14,11 @@ import os
 import sys
 from collections.abc import Sequence
 
+from ...errors import add_debug_option, one_sentence, path_argument
 from ...files import sweep
 from ...locks import locked
 from ...predictor import FreeCPPredictor
 from ...stopping import Stop, stopping
-from ..errors import add_debug_option, one_sentence, path_argument
 from ..words import add_words_options, background_of, parse_words, words_of
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from ... import errors
 from ...files import cannot_write
 from ...memory import memory_ran_out
-from .. import errors
 
 FAILURES = (OSError, ValueError, Image.DecompressionBombError)
 

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import huggingface_hub.constants
 
+from ...errors import add_debug_option, one_sentence
 from ...files import scratch_folder
-from ..errors import add_debug_option, one_sentence
 
 
 def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> argparse.Namespace:

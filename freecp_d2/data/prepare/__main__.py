@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 
-from ...cli.errors import add_debug_option, one_sentence, sentence
+from ...errors import add_debug_option, one_sentence, sentence
 from ...files import cannot_write
 from ...stopping import Stop, stopping
 from ..benchmarks.layout import BENCHMARKS, Benchmark

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..memory import memory_ran_out
+from .memory import memory_ran_out
 
 ADVICE = {
     errno.ENOSPC: "free some space, or choose another folder",

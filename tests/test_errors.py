@@ -6,7 +6,7 @@ import os
 import cv2
 import pytest
 
-from freecp_d2.cli.errors import one_sentence
+from freecp_d2.errors import one_sentence
 
 
 def system_error(number: int, path: object = "/a/b") -> OSError:
