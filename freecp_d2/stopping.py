@@ -2,6 +2,7 @@
 
 import shlex
 import signal
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ class Stop:
 def stopping() -> Iterator[Stop]:
     """Note SIGTERM and SIGINT in place of ending at once; a second one ends the block at once.
 
+    What comes within a second is the same one: a terminal and a parent both send it.
+
     To be called in the main thread. Handlers are put back at the end.
 
     Raises:
@@ -44,10 +47,14 @@ def stopping() -> Iterator[Stop]:
     """
     stop = Stop()
 
+    first = 0.0
+
     def note(number: int, frame: FrameType | None) -> None:
-        if stop.signal is not None:
+        nonlocal first
+        if stop.signal is None:
+            stop.signal, first = number, time.monotonic()
+        elif time.monotonic() - first > 1:
             raise KeyboardInterrupt
-        stop.signal = number
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
