@@ -97,7 +97,6 @@ class Heartbeat:
                 silent.start()
                 self._store.set(_beat(self._rank), str(beat))
                 self._look()
-                silent.cancel()
                 number = self._signal()
                 if number and not told:
                     self._store.set(_STOP, str(number))
@@ -105,6 +104,7 @@ class Heartbeat:
                     number = int(self._store.get(_STOP))
                     os.kill(os.getpid(), number)
                 told = told or number > 0
+                silent.cancel()
         except RuntimeError:
             silent.cancel()
             if not self._over.wait(2 * BEAT):

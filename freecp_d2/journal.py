@@ -42,10 +42,10 @@ class Journal:
         line = checked_line(record).encode()
         try:
             if os.write(self._descriptor, line) < len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
-        except OSError:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
             os.ftruncate(self._descriptor, self._size)
-            raise
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
         self._size += len(line)
 
     def sync(self) -> None:

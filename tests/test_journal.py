@@ -82,15 +82,22 @@ def test_no_bytes_are_an_error(noise):
     assert checked_record(noise) is None and checked_record(noise + b"\n") is None
 
 
-def test_a_full_disk_leaves_whole_lines(tmp_path, monkeypatch):
+@pytest.mark.parametrize("written", [0, 7])
+def test_a_full_disk_leaves_whole_lines(tmp_path, monkeypatch, written):
+    write = os.write
+
+    def full(descriptor, line):
+        if not written:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(descriptor, line[:written])
+
     path = tmp_path / "journal.jsonl"
     with Journal(path) as journal:
         journal.add(RECORDS[0])
-        write = os.write
-        monkeypatch.setattr(os, "write", lambda fd, line: write(fd, line[:7]))
+        monkeypatch.setattr(os, "write", full)
         with pytest.raises(OSError) as error:
             journal.add(RECORDS[1])
-        assert error.value.errno == errno.ENOSPC
+        assert (error.value.errno, error.value.filename) == (errno.ENOSPC, str(path))
         monkeypatch.undo()
         journal.add(RECORDS[2])
     assert list(read_journal(path)) == [RECORDS[0], RECORDS[2]]

@@ -141,11 +141,12 @@ def test_a_rank_is_killed(tmp_path, task, rank):
     assert said.startswith(f"job: rank {rank} (process {pid} on ") and "ended by SIGKILL" in said
 
 
-def test_a_rank_hangs(tmp_path):
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_hangs(tmp_path, rank):
     run = Run(tmp_path, "gather", 2)
-    os.kill(run.pids()[1], signal.SIGSTOP)
+    os.kill(run.pids()[rank], signal.SIGSTOP)
     ((code, said),) = run.ends()
-    assert code == 1 and "rank 1" in said and "no sign of life" in said
+    assert code == 1 and f"rank {rank}" in said and "no sign of life" in said
 
 
 @pytest.mark.parametrize("rank", [0, 1, 2])

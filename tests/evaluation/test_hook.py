@@ -188,11 +188,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
-from detectron2.engine import SimpleTrainer, launch
+from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
 from PIL import Image
 from freecp_d2.data.mapper import InferenceMapper
 from freecp_d2.evaluation import FreeCPSemSegEvaluator, SemSegEvalHook
+from freecp_d2.ranks import launch
 
 folder, ranks = Path(sys.argv[1]), int(sys.argv[2])
 records = [
@@ -229,13 +230,10 @@ def main():
         (folder / f"{ranks}.json").write_text(json.dumps(figures))
     else:
         assert not any(key.startswith("freecp/") for key in logged)
-    comm.synchronize()
-    if ranks > 1:
-        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    launch(main, ranks, dist_url="auto")
+    launch(main, (), ranks=ranks)
 """
 
 

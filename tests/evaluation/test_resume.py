@@ -1,6 +1,7 @@
 """An evaluation that goes on gives the figures of one that was never interrupted."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -214,3 +215,20 @@ def test_a_broken_truth_is_the_images_fault(register, tmp_path):
             evaluator.process([record], [{"label_map": torch.zeros(2, 2, dtype=torch.int64)}])
         assert record["sem_seg_file_name"] in str(error.value) and "\n" not in str(error.value)
     assert list(evaluator._records.evaluated()) == []
+
+
+def test_a_full_disk_costs_the_image_at_hand_alone(name, tmp_path, undisturbed, monkeypatch):
+    records = DatasetCatalog.get(name)
+    evaluator = evaluator_of(name, tmp_path)
+    evaluator.reset()
+    process(evaluator, records[:4])
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, line: write(descriptor, line[:9]))
+    with pytest.raises(OSError, match="No space left.*0000.jsonl"):
+        process(evaluator, records[4:])
+    monkeypatch.undo()
+    evaluator = evaluator_of(name, tmp_path)
+    assert evaluator.resume() == {record["file_name"] for record in records[:4]}
+    process(evaluator, records[4:])
+    evaluator.evaluate()
+    assert contents(tmp_path) == undisturbed
