@@ -2,6 +2,7 @@
 
 import shlex
 import signal
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,7 +27,8 @@ class Stop:
             prog, argv: what it was called, and its arguments.
         """
         name = signal.Signals(self.signal or 0).name
-        return f"{prog}: stopped by {name}; go on with: {prog} {shlex.join(argv)}"
+        command = f"python {sys.argv[0]}" if prog.endswith(".py") else prog
+        return f"{prog}: stopped by {name}; go on with: {command} {shlex.join(argv)}"
 
     @property
     def exit_code(self) -> int:

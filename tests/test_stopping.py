@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 
 import pytest
@@ -28,3 +29,13 @@ def test_the_first_is_noted_and_the_second_ends(number, code):
 
 def test_without_a_signal():
     assert Stop().exit_code == 0
+
+
+def test_the_command_that_goes_on_can_be_run_as_it_stands(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["projects/demo.py", "--a"])
+    stop = Stop(signal.SIGTERM)
+    said = stop.sentence("demo.py", ["--words", "a dog,a cat"])
+    assert said == (
+        "demo.py: stopped by SIGTERM; go on with: python projects/demo.py --words 'a dog,a cat'"
+    )
+    assert stop.sentence("freecp label", ["--x"]).endswith("go on with: freecp label --x")
