@@ -19,11 +19,11 @@ from contextlib import closing, redirect_stdout
 from pathlib import Path
 
 import numpy as np
-from freecp_d2.labelling.index import Index
 from PIL import Image
 
 from freecp_d2 import get_config
 from freecp_d2.data.vocabulary import Vocabulary
+from freecp_d2.index import Index
 from freecp_d2.labelling import Job, Labeller, LocalStore, Outputs
 from freecp_d2.labelling.finish import finish, items_of
 from freecp_d2.labelling.merge import all_records

@@ -14,9 +14,9 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
-from freecp_d2.labelling.index import Index
 from PIL import Image
 
+from freecp_d2.index import Index
 from freecp_d2.labelling import Labeller, Outputs, read_items, remote
 from freecp_d2.labelling.merge import all_records
 from freecp_d2.labelling.remote import RemoteStore, entries_below
