@@ -15,6 +15,7 @@ from pycocotools.coco import COCO
 from freecp_d2.index import Index
 from freecp_d2.labelling import read_items, register_labels
 from freecp_d2.labelling.merge import merge
+from freecp_d2.overlay import palette
 
 CLASSES = ["dark", "grey", "light", "gone"]
 SETTINGS = {"classes": CLASSES, "scores": True, "coco": True}
@@ -125,3 +126,10 @@ def test_without_images_the_files_are_valid(store):
     assert json.loads(store.read("sem_seg.json"))["images"] == []
     coco = json.loads(store.read("segmentation.json"))
     assert coco["images"] == coco["annotations"] == []
+
+
+@pytest.mark.parametrize("first", ["background", "sky"])
+def test_colours_are_those_of_overlays(store, first):
+    merge(store, Index(), {**SETTINGS, "classes": [first, "road", "car"]})
+    colors = json.loads(store.read("sem_seg.json"))["stuff_colors"]
+    assert colors == palette(3, first == "background").tolist()

@@ -56,3 +56,16 @@ def test_damaged_settings_are_said(store, content):
     store.write("settings.json", content)
     with pytest.raises(ValueError, match="settings.json is damaged"):
         require_same_settings(store, of())
+
+
+def test_the_hash_is_of_what_they_are_and_not_of_their_order():
+    settings = {"a": 1, "b": [2, 3], "c": "x"}
+    assert hash_of_settings(dict(reversed(settings.items()))) == hash_of_settings(settings)
+    assert hash_of_settings({**settings, "b": [3, 2]}) != hash_of_settings(settings)
+
+
+def test_all_that_differs_is_named_in_order(store):
+    settings = {key: 1 for key in "fedcba"}
+    require_same_settings(store, settings)
+    with pytest.raises(ValueError, match=r"\(a, b, c, d, e, g\)"):
+        require_same_settings(store, {"f": 1, "g": 1})
