@@ -1,12 +1,15 @@
 """One function over many files, in processes where they pay, under a progress bar."""
 
 import os
+import signal
+import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from multiprocessing import get_context
 from time import perf_counter
+from types import FrameType
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -21,6 +24,9 @@ TRIAL_SECONDS = 1.0
 """So long this process works alone, to see how long a file takes."""
 WORKER_SECONDS = 2.0
 """What a process must save of the rest, at the least, to be started: a start costs under one."""
+PATIENCE = 5.0
+"""Seconds from SIGTERM to the end of a process: its parent has perhaps got it, too, and lets it
+finish the files at hand."""
 CHUNK = 16
 """Files handed to a process at once."""
 
@@ -74,12 +80,24 @@ def _results(
         return
     os.environ["FREECP_D2_PREPARE_WORKER"] = "1"  # see freecp_d2/__init__.py
     try:
-        pool = ProcessPoolExecutor(workers, get_context("spawn"), begin_worker)
+        pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin)
         results = pool.map(function, rest, chunksize=CHUNK)  # starts all processes
     finally:
         del os.environ["FREECP_D2_PREPARE_WORKER"]
     with pool:
         yield from results
+
+
+def _begin() -> None:
+    """The first that a process of the pool does."""
+    begin_worker()
+
+    def end_later(number: int, frame: FrameType | None) -> None:
+        timer = threading.Timer(PATIENCE, os._exit, (1,))
+        timer.daemon = True
+        timer.start()
+
+    signal.signal(signal.SIGTERM, end_later)
 
 
 def worthwhile(workers: int, files: int, seconds: float) -> int:
