@@ -28,6 +28,7 @@ from torch import distributed
 from torch.multiprocessing import ProcessRaisedException, start_processes
 
 from .heartbeat import Heartbeat, RankError, address, tell
+from .stopping import handled_by
 
 ALL_HERE = timedelta(minutes=30)
 """So long the first rank waits for the last to start."""
@@ -225,12 +226,8 @@ def _passed_on() -> Iterator[list[int]]:
             with suppress(ProcessLookupError):
                 os.kill(child.pid or 0, number)
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with handled_by(handle):
         yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _free_port() -> int:

@@ -42,7 +42,7 @@ from ..locks import locked
 from ..memory import memory_ran_out
 from ..progress import progress
 from ..stopping import Stop, stopping
-from .launch import launch_by
+from .launch import launch_by, say_how_to_go_on
 from .register import add_register_option, register_files
 
 log = logging.getLogger(__name__)
@@ -343,7 +343,5 @@ def launch_ranks(args: argparse.Namespace, argv: Sequence[str]) -> int:
         argv: what the arguments were read from.
     """
     code = launch_by(args, run)
-    if code > 128 and args.machine_rank == 0:
-        resumed = argv if args.resume else ["--resume", *argv]
-        print(Stop(code - 128).sentence(args.prog, resumed), file=sys.stderr)
+    say_how_to_go_on(args, code, argv if args.resume else ["--resume", *argv])
     return code

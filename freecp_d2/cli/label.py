@@ -26,8 +26,7 @@ from ..evaluation.sem_seg import require_registered
 from ..inputs import as_vocabulary, with_background
 from ..labelling import Job, Outputs
 from ..labelling.launch import label
-from ..stopping import Stop
-from .launch import launch_by
+from .launch import launch_by, say_how_to_go_on
 from .register import add_register_option, register_files
 from .words import add_words_options, background_of, parse_words, words_of
 
@@ -143,6 +142,5 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         with one_sentence(args.prog, args.debug):
             address = args.ray or None
             code = label_by_ray(job_of(args), address, args.actors, args.gpu_share, args.prog)
-    if code > 128 and args.machine_rank == 0:
-        print(Stop(code - 128).sentence(args.prog, given), file=sys.stderr)
+    say_how_to_go_on(args, code, given)
     return code

@@ -2,9 +2,10 @@
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ..ranks import RankError, launch
+from ..stopping import Stop
 
 
 def launch_by(args: argparse.Namespace, run: Callable[[argparse.Namespace], int]) -> int:
@@ -27,3 +28,15 @@ def launch_by(args: argparse.Namespace, run: Callable[[argparse.Namespace], int]
         )
     except (RankError, ValueError) as error:
         sys.exit(f"{args.prog}: {error}")
+
+
+def say_how_to_go_on(args: argparse.Namespace, code: int, argv: Sequence[str]) -> None:
+    """On the first machine, the last line of a command that a signal stopped.
+
+    Args:
+        args: `prog` and `machine_rank`, among others.
+        code: the exit code.
+        argv: the arguments that go on.
+    """
+    if code > 128 and args.machine_rank == 0:
+        print(Stop(code - 128).sentence(args.prog, argv), file=sys.stderr)
