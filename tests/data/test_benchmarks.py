@@ -17,7 +17,7 @@ from freecp_d2.data.benchmarks import BENCHMARKS, KINDS, PROTOCOL_WORDS, Layout,
 from freecp_d2.data.mapper import load_label_map
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-METHODS = ("maskclip", "sclip", "clearclip", "naclip", "gem")
+METHODS = ("maskclip", "sclip", "clearclip", "naclip", "gem", "vanilla")
 BACKGROUND_26 = (
     "sky, wall, tree, wood, grass, road, sea, river, mountain, sands, desk, bed, building, cloud, "
     "lamp, door, window, wardrobe, ceiling, shelf, curtain, stair, floor, hill, rail, fence"
