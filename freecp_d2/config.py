@@ -14,6 +14,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY
 from platformdirs import user_cache_path
 
+from .clip import BASE_METHODS
 from .data import Vocabulary, dataset_vocabulary, load_descriptions, load_vocabulary
 from .data.benchmarks.protocols import with_protocol
 
@@ -46,7 +47,8 @@ def add_freecp_config(cfg: CfgNode) -> None:
     # An open_clip tag, or the path of a state dict (.safetensors, or .pt which is never unpickled
     # beyond tensors).
     clip.PRETRAINED = "openai"
-    # maskclip, sclip, clearclip, naclip, gem or vanilla.
+    # The base method: clearclip, gem, maskclip, naclip, sclip, vanilla, or one of your own
+    # (docs/own_base_method.md).
     clip.METHOD = "clearclip"
     # How the last block ends: "projection" (of the attention's output, nothing else), "mlp" (then
     # the MLP with its residual), "residual" (as trained: the block's input is added, then the MLP).
@@ -55,15 +57,10 @@ def add_freecp_config(cfg: CfgNode) -> None:
     clip.LAST_BLOCK = ""
     # fp32, fp16, bf16, or auto: fp16 on CUDA and fp32 elsewhere.
     clip.PRECISION = "auto"
-    # How many of the last blocks GEM's second stream spans, plus one (METHOD.md section 1).
-    clip.GEM_DEPTH = 7
-    # True: GEM's affinity averages all heads. False, as published: head 0 alone.
-    clip.GEM_HEAD_AVERAGE = False
-    # Standard deviation of NACLIP's neighbourhood, in patches.
-    clip.GAUSSIAN_STD = 5.0
     # Text features are kept here, by default in the user's cache folder. "": they are encoded anew
     # at every start.
     clip.TEXT_CACHE = str(user_cache_path("freecp_d2") / "text_features")
+    _add_method_options(clip)
 
     freecp = cfg.MODEL.FREECP = CfgNode()
     # False: the base method alone (METHOD.md section 8).
@@ -74,6 +71,9 @@ def add_freecp_config(cfg: CfgNode) -> None:
     # VOCABULARY and an empty MODEL.CLIP.LAST_BLOCK (freecp_d2.data.benchmarks.protocols). With
     # FreeCP enabled it means nothing.
     freecp.PROTOCOL = "same"
+    # What the affinity is made of: "attention", that of all blocks but the last (METHOD.md step 3),
+    # or "method", the similarity that the base method itself spreads its values by.
+    freecp.AFFINITY = "attention"
     # Side of the square windows in pixels of the resized image. 0: the whole image at once.
     freecp.WINDOW = 384
     # Pixels from one window to the next, at most WINDOW. 0: the whole image at once.
@@ -106,6 +106,26 @@ def add_freecp_config(cfg: CfgNode) -> None:
     # The base method alone under PROTOCOL "same", with a scored background: pixels whose best
     # probability is below this are background.
     freecp.BACKGROUND_THRESHOLD = 0.5
+
+
+def _add_method_options(clip: CfgNode) -> None:
+    """MODEL.CLIP.<METHOD>: the options of the base methods, of those of other people too."""
+    gem = clip.GEM = CfgNode()
+    # How many of the last blocks the second stream spans, plus one (METHOD.md section 1).
+    gem.DEPTH = 7
+    # True: GEM's affinity averages all heads. False, as published: head 0 alone.
+    gem.HEAD_AVERAGE = False
+
+    naclip = clip.NACLIP = CfgNode()
+    # Standard deviation of the neighbourhood, in patches.
+    naclip.GAUSSIAN_STD = 5.0
+    # "naclip"; or its authors' ablations: "nonly", the neighbourhood alone; "kk", the keys alone.
+    naclip.ATTN_STRATEGY = "naclip"
+
+    for name, method in BASE_METHODS:
+        options = {k.upper(): v for k, v in method.options().items() if k != "last_block"}
+        if options and name.upper() not in clip:
+            clip[name.upper()] = CfgNode(options)
 
 
 def configured_vocabulary(cfg: CfgNode) -> Vocabulary:

@@ -51,6 +51,8 @@ def reading(authors: str, case: dict) -> tuple[str, dict]:
     """Our name of a case's base method, and its options."""
     method = case.get("model_type") or case.get("attn_strategy") or authors
     options = {"gaussian_std": case["gaussian_std"]} if "gaussian_std" in case else {}
+    if method in ("kk", "nonly"):  # NACLIP's ablations
+        method, options = "naclip", options | {"attn_strategy": method}
     trained = authors == "sclip" or case.get("arch") == "vanilla"
     trained = trained or case.get("ignore_residual") is False
     return MODEL_TYPES.get(method, method), {

@@ -199,7 +199,7 @@ def test_configs_for_photos_describe_the_benchmarks_classes():
     [
         (["MODEL.CLIP.NAME"], "odd length"),
         (["MODEL.CLIP.NOPE", "1"], r"MODEL\.CLIP\.NOPE"),
-        (["MODEL.CLIP.GEM_DEPTH", "deep"], r"MODEL\.CLIP\.GEM_DEPTH"),
+        (["MODEL.CLIP.GEM.DEPTH", "deep"], r"MODEL\.CLIP\.GEM\.DEPTH"),
         (["_BASE_", "x.yaml"], "_BASE_"),
     ],
 )
@@ -371,6 +371,14 @@ def head(name: str) -> Callable[[FreeCP], object]:
     return lambda model: getattr(model.head, name)
 
 
+def of_method(name: str) -> tuple[str, str]:
+    return ("MODEL.CLIP.METHOD", name)
+
+
+def base_method(name: str) -> Callable[[FreeCP], object]:
+    return lambda model: getattr(model.encoder.base_method, name)
+
+
 def encoder(name: str) -> Callable[[FreeCP], object]:
     return lambda model: getattr(model.encoder, name)
 
@@ -411,15 +419,22 @@ REACHES: dict[str, tuple] = {
     "INPUT.FORMAT": ("BGR", lambda model: model.normalize.input_format, "BGR"),
     "INPUT.MAX_SIZE_TEST": (100, mapper("max_size"), 100),
     "INPUT.MIN_SIZE_TEST": (50, mapper("min_size"), 50),
-    "MODEL.CLIP.GAUSSIAN_STD": (2.0, encoder("gaussian_std"), 2.0),
-    "MODEL.CLIP.GEM_DEPTH": (3, encoder("gem_depth"), 3),
-    "MODEL.CLIP.GEM_HEAD_AVERAGE": (True, encoder("gem_head_average"), True),
-    "MODEL.CLIP.LAST_BLOCK": ("residual", encoder("last_block"), "residual"),
+    "MODEL.CLIP.GEM.DEPTH": (3, base_method("gem_depth"), 3, of_method("gem")),
+    "MODEL.CLIP.GEM.HEAD_AVERAGE": (True, base_method("first_head_alone"), False, of_method("gem")),
+    "MODEL.CLIP.NACLIP.ATTN_STRATEGY": (
+        "kk",
+        base_method("attn_strategy"),
+        "kk",
+        of_method("naclip"),
+    ),
+    "MODEL.CLIP.NACLIP.GAUSSIAN_STD": (2.0, base_method("gaussian_std"), 2.0, of_method("naclip")),
+    "MODEL.CLIP.LAST_BLOCK": ("residual", base_method("last_block"), "residual"),
     "MODEL.CLIP.METHOD": ("sclip", encoder("method"), "sclip"),
     "MODEL.CLIP.NAME": ("quick.json", has_quick_gelu, True),
     "MODEL.CLIP.PRECISION": ("bf16", visual_dtype, torch.bfloat16),
     "MODEL.CLIP.PRETRAINED": ("ones.safetensors", first_weight, 1.0),
     "MODEL.CLIP.TEXT_CACHE": ("cache", cached_files, 2),
+    "MODEL.FREECP.AFFINITY": ("method", encoder("affinity"), "method"),
     "MODEL.FREECP.AMBIGUITY": (False, head("ambiguity"), False),
     "MODEL.FREECP.AMBIGUITY_THRESHOLD": (0.3, head("ambiguity_threshold"), 0.3),
     "MODEL.FREECP.BACKGROUND_THRESHOLD": (

@@ -1,4 +1,4 @@
-"""--register, which several commands have: files that register data sets."""
+"""--register, which several commands have: files that register data sets and base methods."""
 
 import argparse
 import runpy
@@ -12,8 +12,9 @@ def add_register_option(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FILE.py",
-        help="run this file first; it registers a data set (projects/CamVid/camvid.py is an "
-        "example); may be given several times",
+        help="run this file first; it registers a data set or a base method "
+        "(projects/CamVid/camvid.py and projects/OwnBaseMethod/value_attention.py are examples); "
+        "may be given several times",
     )
 
 

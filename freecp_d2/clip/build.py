@@ -4,6 +4,7 @@ from detectron2.config import CfgNode
 
 from .dense import DenseCLIP
 from .loading import check_normalisation, load_clip
+from .methods import base_method
 from .text import TextEncoder
 
 
@@ -16,12 +17,6 @@ def build_clip(cfg: CfgNode) -> tuple[DenseCLIP, TextEncoder]:
     clip, model = cfg.MODEL.CLIP, cfg.MODEL
     check_normalisation(clip.NAME, clip.PRETRAINED, model.PIXEL_MEAN, model.PIXEL_STD)
     weights, tokenizer = load_clip(clip.NAME, clip.PRETRAINED, clip.PRECISION, model.DEVICE)
-    encoder = DenseCLIP(
-        weights,
-        clip.METHOD,
-        gem_depth=clip.GEM_DEPTH,
-        gem_head_average=clip.GEM_HEAD_AVERAGE,
-        gaussian_std=clip.GAUSSIAN_STD,
-        last_block=clip.LAST_BLOCK,
-    )
+    options = base_method(clip.METHOD).from_config(cfg)
+    encoder = DenseCLIP(weights, clip.METHOD, affinity=cfg.MODEL.FREECP.AFFINITY, **options)
     return encoder, TextEncoder(weights, tokenizer, clip.TEXT_CACHE or None)

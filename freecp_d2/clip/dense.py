@@ -1,8 +1,7 @@
 """DenseCLIP: patch features, CLS embedding and attention of a frozen open_clip ViT."""
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import open_clip
 import torch
@@ -10,9 +9,11 @@ import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
-from . import base_methods
+from . import blocks
+from .methods import BASE_METHODS, Trunk, base_method
 
-METHODS: tuple[str, ...] = ("maskclip", "sclip", "clearclip", "naclip", "gem", "vanilla")
+AFFINITIES = ("attention", "method")
+"""What FreeCP's affinity is made of (MODEL.FREECP.AFFINITY)."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,9 @@ class DenseFeatures:
     Attributes:
         patches: (B, N, D) patch features of unit length, row by row.
         cls: (B, D) ordinary CLIP embedding, of unit length.
-        attention: (B, N, N) attention from patch to patch, averaged over heads and over all
-            blocks but the last; rows sum to at most 1, the rest being the CLS token's.
+        attention: (B, N, N) of at least 0, what FreeCP's affinity is made of: the attention from
+            patch to patch, averaged over heads and over all blocks but the last, whose rows sum to
+            at most 1, the rest being the CLS token's; or what took its place.
         grid: (h, w) with N = h * w.
     """
 
@@ -38,20 +40,21 @@ class DenseCLIP(nn.Module):
 
     Attributes:
         logit_scale: CLIP's temperature, already exponentiated.
+        method: the base method's name.
+        base_method: the base method itself.
 
     Args:
         model: an open_clip CLIP whose image tower is a plain ViT: learned positional embedding,
             CLS token, no attentional pooling. It is frozen and put into eval mode.
-        method: maskclip, sclip, clearclip, naclip, gem or vanilla.
-        gem_depth: GEM's second stream spans the blocks of index > L - gem_depth (from 0).
-        gem_head_average: GEM's attention averages all heads instead of taking head 0 alone,
-            which is what was published.
-        gaussian_std: standard deviation of NACLIP's neighbourhood in patches.
-        last_block: how the last block ends, "projection", "mlp" or "residual"; "": as METHOD.md
-            section 1 says. See MODEL.CLIP.LAST_BLOCK.
+        method: one of :func:`freecp_d2.clip.base_method_names`.
+        affinity: what FreeCP's affinity is made of, the trunk's "attention" or the "method"'s own
+            similarity; see MODEL.FREECP.AFFINITY.
+        method_options: of the base method; see `freecp_d2.clip.methods`. Those of other methods may
+            be among them and are not read, so that one set serves a comparison.
 
     Raises:
-        ValueError: unknown method, an option out of range, or an image tower of another kind.
+        ValueError: unknown method, affinity or option, an option out of range, a tower with too few
+            blocks for the method, or one of another kind.
     """
 
     def __init__(
@@ -59,35 +62,28 @@ class DenseCLIP(nn.Module):
         model: open_clip.CLIP,
         method: str = "clearclip",
         *,
-        gem_depth: int = 7,
-        gem_head_average: bool = False,
-        gaussian_std: float = 5.0,
-        last_block: str = "",
+        affinity: str = "attention",
+        **method_options: Any,
     ):
         super().__init__()
-        if method not in METHODS:
-            raise ValueError(f"MODEL.CLIP.METHOD is {method!r}; choose one of {', '.join(METHODS)}")
-        if gem_depth < 2:
-            raise ValueError(f"MODEL.CLIP.GEM_DEPTH is {gem_depth}; it must be at least 2")
-        if not 0 < gaussian_std < math.inf:
-            raise ValueError(f"MODEL.CLIP.GAUSSIAN_STD is {gaussian_std}; it must be above 0")
-        if last_block not in ("", *base_methods.ENDINGS):
+        if affinity not in AFFINITIES:
             raise ValueError(
-                f"MODEL.CLIP.LAST_BLOCK is {last_block!r}; choose one of "
-                f"{', '.join(base_methods.ENDINGS)}, or leave it empty"
+                f"MODEL.FREECP.AFFINITY is {affinity!r}; choose one of {', '.join(AFFINITIES)}"
             )
-        if last_block and method == "gem":
+        chosen = base_method(method)
+        options = {k: v for k, v in method_options.items() if k in chosen.options()}
+        if unknown := sorted(method_options.keys() - options.keys() - _options_of_any_method()):
             raise ValueError(
-                f"MODEL.CLIP.LAST_BLOCK is {last_block!r}; gem has no such choice, leave it empty"
+                f"{method} has no option {unknown[0]}; it has "
+                f"{', '.join(chosen.options()) or 'none'}"
             )
         _require_plain_vit(model.visual)
         self.model = model.eval().requires_grad_(False)
         self.method = method
-        self.gem_depth = gem_depth
-        self.gem_head_average = gem_head_average
-        self.gaussian_std = gaussian_std
-        self.last_block = last_block or base_methods.ENDING.get(method, "")
+        self.base_method = chosen(**options)
+        self.affinity = affinity
         self.logit_scale: float = model.logit_scale.float().exp().item()
+        self._reads = self.base_method.reads(len(self._blocks))
 
     @property
     def patch_size(self) -> tuple[int, int]:
@@ -99,24 +95,24 @@ class DenseCLIP(nn.Module):
         return super().train(False)
 
     @torch.no_grad()
-    def forward(self, images: Tensor) -> DenseFeatures:
+    def forward(self, images: Tensor, affinity: Tensor | None = None) -> DenseFeatures:
         """Encode normalised images (B, 3, H, W); H and W need not be multiples of the patch size.
+
+        Args:
+            affinity: (B, N, N) of at least 0, to stand in place of :attr:`DenseFeatures.attention`.
 
         Raises:
             ValueError: images smaller than a patch.
         """
-        tokens, grid = self._embed(images)
-        batch, length, _ = tokens.shape
-        record = tokens.new_zeros(batch, length, length, dtype=torch.float32)
-        *blocks, last = self._blocks
-        tokens, stream = self._run(blocks, tokens, record)
-        normed = last.ln_1(tokens)
-        qkv = base_methods.project_qkv(last, normed)
+        record = affinity is None and self.affinity == "attention"
+        trunk, attention = self._run(images, record)
+        if affinity is None:
+            affinity = self.base_method.similarity(trunk) if attention is None else attention
         return DenseFeatures(
-            patches=self._read_last_block(last, tokens, normed, qkv, stream, grid),
-            cls=self._project(base_methods.cls_block(last, tokens, qkv)),
-            attention=record[:, 1:, 1:] / len(blocks),
-            grid=grid,
+            patches=self._project(self.base_method.patches(trunk)),
+            cls=self._project(blocks.cls_block(trunk.last, trunk.tokens, trunk.qkv)),
+            attention=affinity,
+            grid=trunk.grid,
         )
 
     @torch.no_grad()
@@ -126,12 +122,8 @@ class DenseCLIP(nn.Module):
         Raises:
             ValueError: images smaller than a patch.
         """
-        tokens, grid = self._embed(images)
-        *blocks, last = self._blocks
-        tokens, stream = self._run(blocks, tokens)
-        normed = last.ln_1(tokens)
-        qkv = base_methods.project_qkv(last, normed)
-        return self._read_last_block(last, tokens, normed, qkv, stream, grid), grid
+        trunk, _ = self._run(images, record_attention=False)
+        return self._project(self.base_method.patches(trunk)), trunk.grid
 
     @torch.no_grad()
     def encode_cls(self, images: Tensor) -> Tensor:
@@ -141,62 +133,68 @@ class DenseCLIP(nn.Module):
             ValueError: images smaller than a patch.
         """
         tokens, _ = self._embed(images)
-        *blocks, last = self._blocks
-        for block in blocks:
+        *trunk, last = self._blocks
+        for block in trunk:
             tokens = block(tokens)
-        qkv = base_methods.project_qkv(last, last.ln_1(tokens))
-        return self._project(base_methods.cls_block(last, tokens, qkv))
+        qkv = blocks.project_qkv(last, last.ln_1(tokens))
+        return self._project(blocks.cls_block(last, tokens, qkv))
 
     @property
     def _blocks(self) -> list[ResidualAttentionBlock]:
         return list(self.model.visual.transformer.resblocks)
 
-    def _run(
-        self, blocks: Sequence[ResidualAttentionBlock], tokens: Tensor, record: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Tokens (B, 1+N, W) after all blocks but the last, and GEM's second stream.
+    def _run(self, images: Tensor, record_attention: bool) -> tuple[Trunk, Tensor | None]:
+        """The trunk, with what the base method reads of it.
 
-        `record` (B, 1+N, 1+N) grows by every block's attention weights, if given.
+        Returns:
+            and :attr:`DenseFeatures.attention` of the trunk, if `record_attention`.
         """
-        gem_start = len(blocks) + 1 - self.gem_depth
-        head_zero_alone = self.method == "gem" and not self.gem_head_average
-        stream = tokens
-        for index, block in enumerate(blocks):
+        tokens, grid = self._embed(images)
+        *trunk, last = self._blocks
+        reads, method = self._reads, self.base_method
+        batch, length, _ = tokens.shape
+        heads = last.attn.num_heads
+        total = head_attention = stream = None
+        if record_attention:
+            total = tokens.new_zeros(batch, length, length, dtype=torch.float32)
+        if reads.head_attention:
+            head_attention = tokens.new_zeros(batch, heads, length, length)
+        block_tokens: dict[int, Tensor] = {}
+        attention: dict[int, Tensor] = {}
+        for index, block in enumerate(trunk):
             normed = block.ln_1(tokens)
-            qkv = base_methods.project_qkv(block, normed)
-            if self.method == "gem" and index > gem_start:
-                stream = base_methods.gem_step(block, normed, qkv, stream)
-            if record is not None and not head_zero_alone:
-                attended = base_methods.recorded_attention(qkv, record)
+            qkv = blocks.project_qkv(block, normed)
+            if index in reads.second_stream:
+                stream = method.step(block, normed, qkv, tokens if stream is None else stream)
+            records = []
+            if total is not None and not method.first_head_alone:
+                records.append(total)
+            if index in reads.attention:
+                attention[index] = tokens.new_zeros(batch, length, length, dtype=torch.float32)
+                records.append(attention[index])
+            of_heads = head_attention if index in reads.head_attention else None
+            if records or of_heads is not None:
+                share = 1 / max(1, len(reads.head_attention))
+                attended = blocks.recorded_attention(
+                    qkv, *records, head_record=of_heads, share=share
+                )
             else:
                 attended = F.scaled_dot_product_attention(*qkv)
-            if record is not None and head_zero_alone:
-                record += base_methods.attention_weights(qkv[0][:, 0], qkv[1][:, 0])
-            tokens = base_methods.finish_block(block, tokens, attended)
-            if index <= gem_start:
-                stream = tokens
-        return tokens, stream
-
-    def _read_last_block(
-        self,
-        last: ResidualAttentionBlock,
-        tokens: Tensor,
-        normed: Tensor,
-        qkv: base_methods.QKV,
-        stream: Tensor,
-        grid: tuple[int, int],
-    ) -> Tensor:
-        """Patch features (B, N, D) by the base method."""
-        if self.method == "gem":
-            dense = base_methods.gem_step(last, normed, qkv, stream)
-        else:
-            if self.method == "naclip":
-                neighbourhood = base_methods.gaussian_neighbourhood(grid, self.gaussian_std, normed)
-                attended = base_methods.naclip(qkv, neighbourhood)
-            else:
-                attended = getattr(base_methods, self.method)(qkv)
-            dense = base_methods.end_block(last, tokens, attended, self.last_block)
-        return self._project(dense[:, 1:])
+            if total is not None and method.first_head_alone:
+                total += blocks.attention_weights(qkv[0][:, 0], qkv[1][:, 0])
+            tokens = blocks.finish_block(block, tokens, attended)
+            if index in reads.tokens:
+                block_tokens[index] = tokens
+        reading = Trunk(
+            last=last,
+            tokens=tokens,
+            grid=grid,
+            block_tokens=block_tokens,
+            attention=attention,
+            head_attention=head_attention,
+            second_stream=stream,
+        )
+        return reading, None if total is None else total[:, 1:, 1:] / len(trunk)
 
     def _embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Tokens (B, 1+N, W) that enter the first block, and the grid."""
@@ -207,11 +205,16 @@ class DenseCLIP(nn.Module):
                 f"an image of {height}x{width} pixels is smaller than a patch of "
                 f"{self.patch_size[0]}x{self.patch_size[1]}; enlarge it first"
             )
-        return base_methods.embed(visual, images, antialias=self.method == "gem")
+        return blocks.embed(visual, images, self.base_method.antialias)
 
     def _project(self, tokens: Tensor) -> Tensor:
         visual = self.model.visual
         return F.normalize((visual.ln_post(tokens) @ visual.proj).float(), dim=-1)
+
+
+def _options_of_any_method() -> set[str]:
+    """But for the choice how the last block ends, which not every method has."""
+    return {option for _, cls in BASE_METHODS for option in cls.options()} - {"last_block"}
 
 
 def _require_plain_vit(visual: nn.Module) -> None:
@@ -220,14 +223,14 @@ def _require_plain_vit(visual: nn.Module) -> None:
             f"the image tower is a {type(visual).__name__}; MODEL.CLIP.NAME must be an open_clip "
             "ViT such as ViT-B-16"
         )
-    blocks = visual.transformer.resblocks
+    resblocks = visual.transformer.resblocks
     if visual.attn_pool is not None or visual.pool_type != "tok" or visual.final_ln_after_pool:
         raise ValueError("the image tower pools its tokens; use a ViT that reads its CLS token")
-    if len(blocks) < 2:
+    if len(resblocks) < 2:
         raise ValueError("the image tower has one block; at least 2 are needed for an affinity")
     if any(
         not isinstance(block, ResidualAttentionBlock)
         or not isinstance(block.attn, nn.MultiheadAttention)
-        for block in blocks
+        for block in resblocks
     ):
         raise ValueError("the image tower's blocks are not CLIP's own; use a plain ViT")

@@ -42,7 +42,8 @@ ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_OUTPUT = ROOT / "output" / "sceneclip" / "scene_clip.safetensors"
 sys.path.insert(0, str(ROOT))
 
-from freecp_d2.clip import base_methods  # noqa: E402
+from freecp_d2.clip import blocks  # noqa: E402
+from freecp_d2.clip.methods import Trunk, base_method  # noqa: E402
 from freecp_d2.data.scenes import CLASSES, DESCRIPTIONS, draw_scene  # noqa: E402
 from freecp_d2.files import local_path, scratch_folder, whole_file  # noqa: E402
 from freecp_d2.workers import begin_worker  # noqa: E402
@@ -152,25 +153,24 @@ def _cut(cells: int, generator: torch.Generator) -> int:
 # ----------------------------------------------------------------------------------------- model
 
 
-def encode_trunk(visual: nn.Module, images: Tensor) -> Tensor:
-    """Input of the last block, (B,1+N,W), for normalised images (B,3,H,W) of any size."""
-    tokens, _ = base_methods.embed(visual, images)
-    for block in visual.transformer.resblocks[:-1]:
+def encode_trunk(visual: nn.Module, images: Tensor) -> Trunk:
+    """All blocks but the last on normalised images (B,3,H,W) of any size."""
+    tokens, grid = blocks.embed(visual, images)
+    *resblocks, last = visual.transformer.resblocks
+    for block in resblocks:
         tokens = block(tokens)
-    return tokens
+    return Trunk(last, tokens, grid)
 
 
-def encode_dense(visual: nn.Module, u: Tensor, method: str) -> Tensor:
-    """Patch features of one base method, (B,N,D) of unit length, from the last block's input."""
-    last = visual.transformer.resblocks[-1]
-    attended = getattr(base_methods, method)(base_methods.project_qkv(last, last.ln_1(u)))
-    z = base_methods.end_block(last, u, attended, base_methods.ENDING[method])
-    return F.normalize((visual.ln_post(z[:, 1:]) @ visual.proj).float(), dim=-1)
+def encode_dense(visual: nn.Module, trunk: Trunk, method: str) -> Tensor:
+    """Patch features of one base method, (B,N,D) of unit length."""
+    z = base_method(method)().patches(trunk)
+    return F.normalize((visual.ln_post(z) @ visual.proj).float(), dim=-1)
 
 
-def encode_cls(visual: nn.Module, u: Tensor) -> Tensor:
-    """CLS embedding of the ordinary stream, (B,D) of unit length, from the last block's input."""
-    x = visual.transformer.resblocks[-1](u)
+def encode_cls(visual: nn.Module, trunk: Trunk) -> Tensor:
+    """CLS embedding of the ordinary stream, (B,D) of unit length."""
+    x = trunk.last(trunk.tokens)
     return F.normalize((visual.ln_post(x[:, 0]) @ visual.proj).float(), dim=-1)
 
 

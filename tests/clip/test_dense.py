@@ -8,8 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from freecp_d2.clip import METHODS, DenseCLIP, base_methods
+from freecp_d2.clip import DenseCLIP, base_method_names, blocks
+from freecp_d2.clip.methods import base_method
 
+METHODS = base_method_names()
+IN_FOUR_BLOCKS: dict[str, dict] = {"gem": {"gem_depth": 3}}
+"""Options that suit a tower of four blocks."""
 WHOLE = ("maskclip", "sclip", "clearclip", "gem", "clearclip_background")
 
 
@@ -93,13 +97,13 @@ def test_attention_and_vanilla_are_torchs_own():
 @pytest.mark.parametrize(("side", "batch"), [(448, 2), (336, 1), (224, 5)])
 def test_all_chunks_of_twelve_heads(side, batch):
     """The heads and tokens of a ViT-B/16, whose weights do not all exist at once."""
-    at_once = base_methods.WEIGHTS_AT_ONCE[0] // ((side // 16) ** 2 + 1) ** 2
+    at_once = blocks.WEIGHTS_AT_ONCE[0] // ((side // 16) ** 2 + 1) ** 2
     assert at_once < 12 * batch and at_once % 12
     model = small_clip(image_size=224, width=48, head_width=4).eval()
     x = images(side, side, batch)
     features = DenseCLIP(model)(x)
     with torch.no_grad():
-        tokens, grid = base_methods.embed(model.visual, x)
+        tokens, grid = blocks.embed(model.visual, x)
         recorded = []
         for block in model.visual.transformer.resblocks[:-1]:
             normed = block.ln_1(tokens)
@@ -136,7 +140,7 @@ def test_weights_of_a_few_heads_exist_at_once(device, batch, heads, length):
     qkv = tuple(torch.zeros(batch, heads, length, 2, device=device) for _ in range(3))
     record = torch.zeros(batch, length, length, device=device)
     with Largest() as largest:
-        base_methods.recorded_attention(qkv, record)
+        blocks.recorded_attention(qkv, record)
     allowed = max(2**21 if device == "cpu" else 2**26, length**2)
     assert allowed / 2 < largest.numel <= allowed
 
@@ -144,7 +148,7 @@ def test_weights_of_a_few_heads_exist_at_once(device, batch, heads, length):
 @pytest.mark.parametrize("method", METHODS)
 def test_everything_is_made_on_the_encoders_device(method):
     """On "meta", whose tensors meet none of another device; a CUDA device is like it."""
-    clip = DenseCLIP(small_clip(layers=4), method, gem_depth=3).to("meta")
+    clip = DenseCLIP(small_clip(layers=4), method, **IN_FOUR_BLOCKS.get(method, {})).to("meta")
     x = images(64, 80, 2).to("meta")
     features = clip(x)
     patches, grid = clip.encode_patches(x)
@@ -159,13 +163,13 @@ def test_everything_is_made_on_the_encoders_device(method):
 
 def test_defaults_are_the_published():
     clip = DenseCLIP(small_clip())
-    assert (clip.method, clip.gem_depth, clip.gem_head_average) == ("clearclip", 7, False)
-    assert clip.gaussian_std == 5.0
-    assert DenseCLIP(small_clip(), "gem", gem_depth=2).gem_depth == 2
+    assert (clip.method, clip.affinity) == ("clearclip", "attention")
+    assert base_method("gem").options() == {"gem_depth": 7, "gem_head_average": False}
+    assert DenseCLIP(small_clip(), "gem", gem_depth=2).base_method.gem_depth == 2
     visual, x = small_clip().visual, images(48, 64)
-    usual, _ = base_methods.embed(visual, x)
-    assert usual.equal(base_methods.embed(visual, x, antialias=False)[0])
-    assert not usual.equal(base_methods.embed(visual, x, antialias=True)[0])
+    usual, _ = blocks.embed(visual, x)
+    assert usual.equal(blocks.embed(visual, x, antialias=False)[0])
+    assert not usual.equal(blocks.embed(visual, x, antialias=True)[0])
 
 
 def test_gem_attention_may_average_the_heads():
@@ -183,7 +187,7 @@ def test_gem_attention_may_average_the_heads():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_batch_is_its_images(method):
-    clip = DenseCLIP(small_clip(layers=4), method, gem_depth=3)
+    clip = DenseCLIP(small_clip(layers=4), method, **IN_FOUR_BLOCKS.get(method, {}))
     x = images(70, 50, 3)
     together = clip(x)
     for i in range(3):
@@ -197,7 +201,8 @@ def test_a_batch_is_its_images(method):
 @settings(max_examples=15, deadline=None)
 @given(height=st.integers(16, 130), width=st.integers(16, 130), method=st.sampled_from(METHODS))
 def test_any_size(height, width, method):
-    features = DenseCLIP(small_clip(layers=2), method)(images(height, width))
+    options = IN_FOUR_BLOCKS.get(method, {})
+    features = DenseCLIP(small_clip(layers=4), method, **options)(images(height, width))
     count = (height // 16) * (width // 16)
     assert features.grid == (height // 16, width // 16)
     assert features.patches.shape == (1, count, 24)
@@ -209,12 +214,12 @@ def test_any_size(height, width, method):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("method", METHODS)
 def test_half_precision_is_close(dtype, method):
-    x = images(64, 80, 2)
-    exact = DenseCLIP(small_clip(), method)(x)
-    model = small_clip(cast_dtype=dtype)
-    model.load_state_dict(small_clip().state_dict())
+    x, options = images(64, 80, 2), IN_FOUR_BLOCKS.get(method, {})
+    exact = DenseCLIP(small_clip(layers=4), method, **options)(x)
+    model = small_clip(layers=4, cast_dtype=dtype)
+    model.load_state_dict(small_clip(layers=4).state_dict())
     open_clip.convert_weights_to_lp(model, dtype=dtype)
-    half = DenseCLIP(model, method)(x)
+    half = DenseCLIP(model, method, **options)(x)
     for name in ("patches", "cls", "attention"):
         value = getattr(half, name)
         assert value.dtype == torch.float32
@@ -232,8 +237,13 @@ def test_it_stays_frozen():
     ("options", "message"),
     [
         ({"method": "maskclip+"}, "MODEL.CLIP.METHOD"),
-        ({"method": "gem", "gem_depth": 1}, "MODEL.CLIP.GEM_DEPTH"),
-        ({"gaussian_std": 0.0}, "MODEL.CLIP.GAUSSIAN_STD"),
+        ({"method": "gem", "gem_depth": 1}, "MODEL.CLIP.GEM.DEPTH"),
+        ({"method": "gem", "last_block": "mlp"}, "gem has no option last_block; it has gem_depth"),
+        ({"std": 5.0}, "clearclip has no option std; it has last_block"),
+        ({"last_block": "head"}, "MODEL.CLIP.LAST_BLOCK is 'head'; choose one of projection"),
+        ({"affinity": "dino"}, "MODEL.FREECP.AFFINITY is 'dino'; choose one of attention, method"),
+        ({"method": "naclip", "gaussian_std": 0.0}, "MODEL.CLIP.NACLIP.GAUSSIAN_STD"),
+        ({"method": "naclip", "attn_strategy": "csa"}, "MODEL.CLIP.NACLIP.ATTN_STRATEGY"),
     ],
 )
 def test_bad_options(options, message):

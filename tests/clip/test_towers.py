@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from freecp_d2 import FreeCP, load_config
-from freecp_d2.clip import METHODS, DenseCLIP, check_normalisation, load_clip, loading
+from freecp_d2.clip import DenseCLIP, check_normalisation, load_clip, loading
 from freecp_d2.clip.text import encode_sentences
 
 ROOT = Path(__file__).parents[2]
@@ -34,6 +34,11 @@ def documented() -> dict[str, list[str]]:
     return {name: re.findall(r"`(\S+)`", tags) for name, tags in rows}
 
 
+METHODS: dict[str, dict] = {
+    **{name: {} for name in ("clearclip", "maskclip", "naclip", "sclip", "vanilla")},
+    "gem": {"gem_depth": 2},
+}
+"""Those that read no block of a fixed number."""
 NAMES = sorted(documented())
 TAGGED = [(name, tag) for name in NAMES for tag in open_clip.list_pretrained_tags_by_model(name)]
 OTHERS = sorted(set(open_clip.list_models()) - set(NAMES))
@@ -103,8 +108,8 @@ def test_a_listed_tower_is_read_as_open_clip_reads_it(name):
     x = image(config)
     with torch.no_grad():
         expected = model.encode_image(x, normalize=True)
-    for method in METHODS:
-        features = DenseCLIP(model, method, gem_depth=2)(x)
+    for method, options in METHODS.items():
+        features = DenseCLIP(model, method, **options)(x)
         assert features.grid == (4, 4)
         assert features.patches.shape == (1, 16, 24) and features.attention.shape == (1, 16, 16)
         assert features.patches.isfinite().all() and features.attention.isfinite().all()

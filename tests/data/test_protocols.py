@@ -149,4 +149,6 @@ def test_a_config_that_was_not_loaded_by_load_config(monkeypatch, caplog):
     assert "PROTOCOL paper" in caplog.text and "SCLIP" in caplog.text
     assert (model.window, model.stride, len(model.words.text)) == (224, 112, 56)
     assert model.protocol == PAPER["sclip"]["voc21"]
-    assert isinstance(model.encoder, DenseCLIP) and model.encoder.last_block == "residual"
+    assert (
+        isinstance(model.encoder, DenseCLIP) and model.encoder.base_method.last_block == "residual"
+    )

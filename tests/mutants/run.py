@@ -44,7 +44,7 @@ OPS = ["tests/ops/test_dispatch.py", "tests/ops/test_reference_vectors.py"]
 TARGETS: dict[str, list[str]] = {
     "freecp_d2/purification/head.py": ["tests/purification"],
     "freecp_d2/purification/stages.py": ["tests/purification"],
-    "freecp_d2/clip/base_methods.py": DENSE,
+    "freecp_d2/clip/blocks.py": DENSE,
     "freecp_d2/clip/dense.py": DENSE,
     "freecp_d2/clip/loading.py": ["tests/clip/test_loading.py"],
     "freecp_d2/clip/text.py": ["tests/clip/test_text.py"],

@@ -19,6 +19,7 @@ from ...files import sweep
 from ...locks import locked
 from ...predictor import FreeCPPredictor
 from ...stopping import Stop, stopping
+from ..register import add_register_option, register_files
 from ..words import add_words_options, background_of, parse_words, words_of
 
 
@@ -55,6 +56,7 @@ def parse_args(argv: Sequence[str] | None, prog: str | None = None) -> argparse.
     parser.add_argument(
         "--maps", action="store_true", help="a figure of class activation maps of every image"
     )
+    add_register_option(parser)
     add_debug_option(parser)
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], help="last: KEY VALUE ... of the config"
@@ -101,6 +103,7 @@ def _segment(args: argparse.Namespace, faults: list[str], stop: Stop) -> None:
     # nobody asked.
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     setup_logger(name="freecp_d2")
+    register_files(args.register)
     inputs = inputs_of(args)
     for skipped in describe_skipped(inputs.skipped):
         print(f"{args.prog}: skipped {skipped.split(' ', 1)[1]}", file=sys.stderr)

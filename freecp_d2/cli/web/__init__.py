@@ -22,6 +22,7 @@ import huggingface_hub.constants
 
 from ...errors import add_debug_option, one_sentence
 from ...files import scratch_folder
+from ..register import add_register_option, register_files
 
 
 def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> argparse.Namespace:
@@ -48,6 +49,7 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
         "than this machine's addresses and name are refused (may be given several times)",
     )
     parser.add_argument("--port", type=int, default=7860, help="(default: %(default)s)")
+    add_register_option(parser)
     add_debug_option(parser)
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config overrides"
@@ -106,6 +108,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     # The words that people type are not kept on disk.
     opts = [*args.opts, "MODEL.CLIP.TEXT_CACHE", ""]
     with one_sentence(args.prog, args.debug):
+        register_files(args.register)
         store = SessionStore(FreeCPPredictor(args.config_file, opts))
         page = build_page(store, folder)
     try:

@@ -1,10 +1,6 @@
-"""An open_clip ViT block by block, its last one as each base method reads it (METHOD.md step 1).
+"""The blocks of an open_clip ViT, taken apart (METHOD.md step 1).
 
-``maskclip``, ``sclip``, ``clearclip``, ``naclip`` and ``vanilla`` take the queries, keys and values
-(B, heads, 1+N, W/heads) of the tokens that enter the last block, the CLS token first, and return
-what these tokens attend to, of the same shape. :func:`end_block` makes of it the tokens (B, 1+N, W)
-before ``ln_post`` and the projection. Everything here is differentiable, except what
-:func:`recorded_attention` records.
+Everything here is differentiable, except what :func:`recorded_attention` records.
 """
 
 from typing import TypeAlias
@@ -18,15 +14,6 @@ QKV: TypeAlias = tuple[Tensor, Tensor, Tensor]
 
 ENDINGS: tuple[str, ...] = ("projection", "mlp", "residual")
 """How :func:`end_block` may end the last block."""
-
-ENDING: dict[str, str] = {
-    "maskclip": "mlp",
-    "sclip": "mlp",
-    "clearclip": "projection",
-    "naclip": "projection",
-    "vanilla": "mlp",
-}
-"""How each base method ends it (METHOD.md step 1). GEM goes a way of its own."""
 
 WEIGHTS_AT_ONCE = (2**21, 2**26)
 """How many attention weights exist at once, on a CPU (about its cache) and on other devices."""
@@ -107,14 +94,17 @@ def attention_weights(query: Tensor, key: Tensor) -> Tensor:
     return (query * query.shape[-1] ** -0.5 @ key.transpose(-1, -2)).softmax(dim=-1)
 
 
-def recorded_attention(qkv: QKV, record: Tensor) -> Tensor:
-    """Attention as trained, which adds the mean of its heads' weights to `record`.
+def recorded_attention(
+    qkv: QKV, *records: Tensor, head_record: Tensor | None = None, share: float = 1.0
+) -> Tensor:
+    """Attention as trained, which adds the mean of its heads' weights to each of `records`.
 
     The weights of a few heads exist at a time, never all of them.
 
     Args:
         qkv: (B, heads, T, d) each.
-        record: (B, T, T) float32.
+        records: (B, T, T) float32.
+        head_record: (B, heads, T, T), to which `share` times every head's weights are added.
 
     Returns:
         (B, heads, T, d).
@@ -128,9 +118,32 @@ def recorded_attention(qkv: QKV, record: Tensor) -> Tensor:
         for head in range(0, heads, at_once):
             chunk = images, slice(head, head + at_once)
             weights = attention_weights(query[chunk], key[chunk])
-            record[images] += weights.sum(dim=1, dtype=torch.float32) / heads
+            if records:
+                mean = weights.sum(dim=1, dtype=torch.float32) / heads
+                for record in records:
+                    record[images] += mean
+            if head_record is not None:
+                head_record[chunk] += share * weights
             attended[chunk] = weights @ value[chunk]
     return attended
+
+
+def mean_attention(query: Tensor, key: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The mean over heads of softmax(q k^T / sqrt(d) + bias), one head at a time.
+
+    Args:
+        query, key: (B, heads, T, d).
+        bias: (T, T), or None.
+
+    Returns:
+        (B, T, T) float32.
+    """
+    batch, heads, length, _ = query.shape
+    total = query.new_zeros(batch, length, length, dtype=torch.float32)
+    for head in range(heads):
+        logits = query[:, head] * query.shape[-1] ** -0.5 @ key[:, head].transpose(-1, -2)
+        total += (logits if bias is None else logits + bias).softmax(dim=-1)
+    return total / heads
 
 
 def cls_block(block: ResidualAttentionBlock, tokens: Tensor, qkv: QKV) -> Tensor:
@@ -157,80 +170,3 @@ def end_block(
         return finish_block(block, tokens, attended)
     projected = project_out(block, attended)
     return add_mlp(block, projected) if ending == "mlp" else projected
-
-
-def maskclip(qkv: QKV) -> Tensor:
-    """MaskCLIP (Zhou et al., ECCV 2022): every token takes its own value."""
-    _, _, value = qkv
-    return value
-
-
-def sclip(qkv: QKV) -> Tensor:
-    """SCLIP (Wang et al., ECCV 2024): query-query plus key-key attention."""
-    query, key, value = qkv
-    attended = F.scaled_dot_product_attention(query, query, value)
-    return attended + F.scaled_dot_product_attention(key, key, value)
-
-
-def clearclip(qkv: QKV) -> Tensor:
-    """ClearCLIP (Lan et al., ECCV 2024): query-query attention."""
-    query, _, value = qkv
-    return F.scaled_dot_product_attention(query, query, value)
-
-
-def naclip(qkv: QKV, neighbourhood: Tensor) -> Tensor:
-    """NACLIP (Hajimiri et al., WACV 2025): key-key attention plus ``neighbourhood``.
-
-    Args:
-        neighbourhood: (1+N, 1+N) added to the attention logits; see :func:`gaussian_neighbourhood`.
-    """
-    _, key, value = qkv
-    return F.scaled_dot_product_attention(key, key, value, attn_mask=neighbourhood)
-
-
-def vanilla(qkv: QKV) -> Tensor:
-    """The attention as trained."""
-    return F.scaled_dot_product_attention(*qkv)
-
-
-def gem_step(block: ResidualAttentionBlock, normed: Tensor, qkv: QKV, stream: Tensor) -> Tensor:
-    """GEM (Bousselham et al., CVPR 2024): one block of the second stream.
-
-    Args:
-        normed: (B, 1+N, W) ``ln_1`` of the ordinary stream that enters the block.
-        qkv: of `normed`.
-        stream: (B, 1+N, W) the second stream.
-
-    Returns:
-        (B, 1+N, W) the second stream after the block.
-    """
-    query, key, value = qkv
-    temperature = normed.norm(dim=-1).mean(dim=1) * block.attn.head_dim**-0.5
-    temperature = temperature[:, None, None, None]
-    attended = torch.zeros_like(value)
-    for source in (value, key, query):
-        source = F.normalize(source, dim=-1)
-        source = F.scaled_dot_product_attention(source * temperature, source, source, scale=1.0)
-        source = F.normalize(source, dim=-1)
-        attended = attended + F.scaled_dot_product_attention(
-            source * temperature, source, value, scale=1.0
-        )
-    return stream + project_out(block, attended / 3)
-
-
-def gaussian_neighbourhood(grid: tuple[int, int], std: float, like: Tensor) -> Tensor:
-    """NACLIP's attention bias exp(-distance^2 / (2 std^2)) between grid positions.
-
-    Args:
-        grid: (h, w) in patches.
-        std: standard deviation in patches, above 0.
-        like: its dtype and device are those of the result.
-
-    Returns:
-        (1+h*w, 1+h*w) in [0, 1]; zero in the row and column of the CLS token.
-    """
-    rows = torch.arange(grid[0], device=like.device, dtype=torch.float32)
-    columns = torch.arange(grid[1], device=like.device, dtype=torch.float32)
-    positions = torch.cartesian_prod(rows, columns).view(-1, 2)
-    squared_distance = (positions[:, None] - positions[None]).square().sum(-1)
-    return F.pad(torch.exp(-squared_distance / (2 * std**2)), (1, 0, 1, 0)).to(like.dtype)
