@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from freecp_d2 import get_config
-from freecp_d2.clip.dense import METHODS
+from freecp_d2.clip.methods import BASE_METHODS
 from freecp_d2.data.benchmarks import BENCHMARKS
 from freecp_d2.data.benchmarks.protocols import PAPER
 
+METHODS = [name.lower() for name, cls in BASE_METHODS if cls.__module__.startswith("freecp_d2.")]
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 

@@ -1,0 +1,113 @@
+"""What each base method costs over ClearCLIP: time and peak memory of encoding windows.
+
+    python tests/benchmarks/base_methods.py
+
+A ViT-B/16 of random weights in fp32, on one thread. All methods run in turn, round after round in
+one process, and a ratio is taken in every round. Peak memory is that of one call, above what was
+there before it, each in a process forked for it (Linux). Prints Markdown; --json FILE keeps it.
+"""
+
+import argparse
+import json
+import multiprocessing
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from encoders import pace_model
+from inputs import SEED, machine
+from peak_memory import resident
+from rounds import Timed, interleaved, ratio, spread
+from tabulate import tabulate
+from torch import Tensor
+
+from freecp_d2.clip import DenseCLIP
+from freecp_d2.clip.methods import base_method_names
+
+YARDSTICK = "clearclip"
+CPU = torch.device("cpu")
+
+
+def extra_bytes(encoder: DenseCLIP, windows: Tensor) -> int:
+    """Peak memory of encoding, in a process of its own, after a run on smaller windows."""
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        return pool.apply(_extra_bytes, (encoder, windows))
+
+
+def _extra_bytes(encoder: DenseCLIP, windows: Tensor) -> int:
+    torch.set_num_threads(1)
+    encoder(windows[:1, :, : windows.shape[2] // 2, : windows.shape[3] // 2])
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+    before = resident("VmHWM")
+    encoder(windows)
+    return resident("VmHWM") - before
+
+
+@torch.no_grad()
+def measure(methods: Sequence[str], side: int, count: int, rounds: int, quick: bool) -> dict:
+    """Seconds a window and bytes of each method, and their ratios over :data:`YARDSTICK`."""
+    torch.set_num_threads(1)
+    model = pace_model(quick, side, CPU)
+    torch.manual_seed(SEED)
+    windows = torch.randn(count, 3, side, side)
+    encoders = {method: DenseCLIP(model, method) for method in methods}
+    samples = interleaved(
+        {name: Timed(partial(encoder, windows)) for name, encoder in encoders.items()}, rounds, CPU
+    )
+    seconds = {name: sample["seconds"] for name, sample in samples.items()}
+    memory = {name: extra_bytes(encoder, windows) for name, encoder in encoders.items()}
+    return {
+        "machine": machine(CPU),
+        "side": side,
+        "windows": count,
+        "rounds": rounds,
+        "methods": {
+            name: {
+                "seconds_per_window": spread([s / count for s in seconds[name]]),
+                "over_yardstick": ratio(seconds[name], seconds[YARDSTICK]),
+                "extra_bytes": memory[name],
+                "bytes_over_yardstick": memory[name] / memory[YARDSTICK],
+            }
+            for name in methods
+        },
+    }
+
+
+def markdown(report: dict) -> str:
+    """The table, its times the median of all rounds, with quartiles."""
+    rows = []
+    for name, cost in report["methods"].items():
+        over = cost["over_yardstick"]
+        rows.append(
+            [
+                name,
+                f"{1000 * cost['seconds_per_window']['median']:.0f}",
+                f"{over['median']:.2f} ({over['q1']:.2f} to {over['q3']:.2f})",
+                f"{cost['extra_bytes'] / 2**20:.0f}",
+                f"{cost['bytes_over_yardstick']:.2f}",
+            ]
+        )
+    headers = ("base method", "ms a window", f"over {YARDSTICK}", "peak, MiB", "over")
+    align = ("left", *["right"] * 4)
+    return tabulate(rows, headers, tablefmt="github", colalign=align, disable_numparse=True)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--side", type=int, default=384, help="of the windows; %(default)s")
+    parser.add_argument("--windows", type=int, default=4, help="at once; %(default)s")
+    parser.add_argument("--rounds", type=int, default=7, help="%(default)s")
+    parser.add_argument("--quick", action="store_true", help="a small CLIP, to see that it runs")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    args = parser.parse_args(argv)
+    sizes = (args.side, args.windows, args.rounds, args.quick)
+    report = measure(base_method_names(), *sizes)
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=1))
+    print(markdown(report))
+
+
+if __name__ == "__main__":
+    main()
