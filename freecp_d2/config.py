@@ -47,8 +47,8 @@ def add_freecp_config(cfg: CfgNode) -> None:
     # An open_clip tag, or the path of a state dict (.safetensors, or .pt which is never unpickled
     # beyond tensors).
     clip.PRETRAINED = "openai"
-    # The base method: clearclip, gem, maskclip, naclip, sclip, vanilla, or one of your own
-    # (docs/own_base_method.md).
+    # The base method: clearclip, gem, maskclip, naclip, scclip, sclip, sfp, vanilla, or one of your
+    # own (docs/own_base_method.md).
     clip.METHOD = "clearclip"
     # How the last block ends: "projection" (of the attention's output, nothing else), "mlp" (then
     # the MLP with its residual), "residual" (as trained: the block's input is added, then the MLP).
@@ -121,6 +121,34 @@ def _add_method_options(clip: CfgNode) -> None:
     naclip.GAUSSIAN_STD = 5.0
     # "naclip"; or its authors' ablations: "nonly", the neighbourhood alone; "kk", the keys alone.
     naclip.ATTN_STRATEGY = "naclip"
+
+    # Blocks are counted from 0. The defaults are for the 12 blocks of a ViT-B/16; a block may be
+    # any but the last.
+    scclip = clip.SCCLIP = CfgNode()
+    # Whose patches say which are similar: for their first means, and for the last block's attention.
+    scclip.PRE_ADJUST_IDX = 8
+    # Whose patches say which are similar for the means of what the last block gives.
+    scclip.POST_ADJUST_IDX = 3
+    # The last block also attends to the sum of the outputs of blocks from START to END - 1.
+    scclip.MULTI_START_IDX = 3
+    scclip.MULTI_END_IDX = 10
+    # Share of the CLS token that is added to every patch.
+    scclip.RES_CLS = 0.3
+
+    # SFP as released, which is less than its paper: SC-CLIP with other outliers and other attention
+    # (METHOD.md section 1).
+    sfp = clip.SFP = CfgNode()
+    # How outliers are found. "SOM": by what the CLS token attends to in the last block but one.
+    # "L2": by their norm. "LOF": as SC-CLIP finds them.
+    sfp.PM = "SOM"
+    # False: there are no outliers, and no patch is repaired.
+    sfp.PURIFY = True
+    # As SC-CLIP's; CROSS_S and CROSS_E are its MULTI_START_IDX and MULTI_END_IDX.
+    sfp.PRE_ADJUST_IDX = 8
+    sfp.POST_ADJUST_IDX = 3
+    sfp.CROSS_S = 3
+    sfp.CROSS_E = 10
+    sfp.RES_CLS = 0.3
 
     for name, method in BASE_METHODS:
         options = {k.upper(): v for k, v in method.options().items() if k != "last_block"}

@@ -361,7 +361,7 @@ def test_the_predictor_takes_config_nodes_alike(monkeypatch, caplog, device):
 
 TINY_CLIP: dict = {
     "embed_dim": 8,
-    "vision_cfg": {"image_size": 32, "layers": 2, "width": 16, "head_width": 8, "patch_size": 16},
+    "vision_cfg": {"image_size": 32, "layers": 12, "width": 16, "head_width": 8, "patch_size": 16},
     "text_cfg": {"context_length": 40, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
 }
 BASE_ALONE = ("MODEL.FREECP.ENABLED", "False")
@@ -433,6 +433,20 @@ REACHES: dict[str, tuple] = {
     "MODEL.CLIP.NAME": ("quick.json", has_quick_gelu, True),
     "MODEL.CLIP.PRECISION": ("bf16", visual_dtype, torch.bfloat16),
     "MODEL.CLIP.PRETRAINED": ("ones.safetensors", first_weight, 1.0),
+    **{
+        f"MODEL.CLIP.{method.upper()}.{option.upper()}": (
+            *(value, base_method(option), value),
+            of_method(method),
+        )
+        for method, options in {
+            "scclip": {"multi_start_idx": 2, "multi_end_idx": 9},
+            "sfp": {"cross_s": 2, "cross_e": 9, "pm": "L2", "purify": False},
+        }.items()
+        for option, value in {
+            **options,
+            **{"pre_adjust_idx": 7, "post_adjust_idx": 4, "res_cls": 0.2},
+        }.items()
+    },
     "MODEL.CLIP.TEXT_CACHE": ("cache", cached_files, 2),
     "MODEL.FREECP.AFFINITY": ("method", encoder("affinity"), "method"),
     "MODEL.FREECP.AMBIGUITY": (False, head("ambiguity"), False),

@@ -12,7 +12,16 @@ from freecp_d2.clip import DenseCLIP, base_method_names, blocks
 from freecp_d2.clip.methods import base_method
 
 METHODS = base_method_names()
-IN_FOUR_BLOCKS: dict[str, dict] = {"gem": {"gem_depth": 3}}
+IN_FOUR_BLOCKS: dict[str, dict] = {
+    "gem": {"gem_depth": 3},
+    "scclip": {
+        "pre_adjust_idx": 2,
+        "post_adjust_idx": 0,
+        "multi_start_idx": 0,
+        "multi_end_idx": 3,
+    },
+    "sfp": {"pre_adjust_idx": 2, "post_adjust_idx": 0, "cross_s": 0, "cross_e": 3},
+}
 """Options that suit a tower of four blocks."""
 WHOLE = ("maskclip", "sclip", "clearclip", "gem", "clearclip_background")
 

@@ -125,6 +125,10 @@ HASHES = {
     ("sclip", "coco_object"): "3475d03d61f85ce0",
     ("sclip", "voc20"): "c68f65a2b342397c",
     ("sclip", "voc21"): "80e643a9a1439668",
+    ("sfp", "voc20"): "317dafe95650b39e",
+    ("sfp", "voc21"): "3b5987c2d5028cff",
+    ("sfp", "cityscapes"): "8dba4f1e3eeefc37",
+    ("sfp", "coco_object"): "3475d03d61f85ce0",
     ("clearclip", "coco_object"): "1f17b53017e44225",
     ("clearclip", "voc20"): "6b9a85ffb907e34a",
     ("clearclip", "voc21"): "265d9ede93be451d",
@@ -172,17 +176,28 @@ def test_fifteen_published_words_of_ade20k_are_together():
 
 
 @pytest.mark.parametrize(
-    ("kind", "counts"), [("sclip", (56, 30, 113)), ("clearclip", (21, 20, 81))]
+    ("kind", "counts"),
+    [("sclip", (56, 30, 113)), ("clearclip", (21, 20, 81)), ("sfp", (56, 30, 113, 19))],
 )
 def test_words_of_the_base_methods_own_protocols(kind, counts):
     words = {name: vocabulary_of(benchmark, kind) for name, benchmark in BENCHMARKS.items()}
-    own = ("voc21", "voc20", "coco_object")
+    own = ("voc21", "voc20", "coco_object", "cityscapes")[: len(counts)]
     assert tuple(len(words[name].queries) for name in own) == counts
     for name, benchmark in BENCHMARKS.items():
         published = vocabulary_of(benchmark)
         assert len(words[name].classes) == len(published.classes)
         assert bool(words[name].background) == benchmark.scored_background
         assert (words[name] == published) == (name not in own)
+
+
+def test_sfp_says_people_where_sclip_says_person():
+    """Both alike in VOC's six further names; on COCO-Object it says person, too."""
+    for name, count in (("voc20", 7), ("voc21", 7), ("cityscapes", 1), ("coco_object", 0)):
+        sfp, sclip = (vocabulary_of(BENCHMARKS[name], kind) for kind in ("sfp", "sclip"))
+        pairs = list(zip(sfp.queries, sclip.queries, strict=True))
+        differ = [(ours, theirs) for ours, theirs in pairs if ours != theirs]
+        assert len(differ) == count and sfp.query_class == sclip.query_class
+        assert all(theirs.replace("person", "people") == ours for ours, theirs in differ)
 
 
 def test_an_unknown_kind_of_words():

@@ -25,7 +25,7 @@ def test_names_are_the_classes_and_not_the_background():
     names = benchmark_names()
     assert {"trafficlight", "traffic light", "wall-brick", "crt screen", "rider"} <= names.keys()
     assert {"television monitor screen", "person in jeans", "body"} <= names.keys()
-    assert names["body"] == ["sclip/coco_object"]
+    assert names["body"] == ["sclip/coco_object", "sfp/coco_object"]
     assert names["rider"] == ["published/cityscapes", "curated/cityscapes"]
     assert not {"sands", "rail", "background"} & names.keys()
 

@@ -50,12 +50,25 @@ NACLIP = {
     "ade20k": (336, 224, 112, 40, 0, None, 150, 0),
     "cityscapes": (560, 224, 112, 40, 0, None, 19, 0),
 }
+SCCLIP = {
+    "voc21": (336, 224, 112, 50, 0.15, 0.1, 56, 26),
+    "voc20": (336, 224, 112, 40, 0, None, 30, 0),
+    "pcontext60": (336, 224, 112, 40, 0.15, None, 60, 1),
+    "pcontext59": (336, 224, 112, 40, 0, None, 59, 0),
+    "coco_object": (336, 224, 112, 55, 0.35, None, 113, 26),
+    "coco_stuff164k": (336, 224, 112, 40, 0, None, 171, 0),
+    "ade20k": (336, 224, 112, 40, 0, None, 150, 0),
+    "cityscapes": (560, 224, 112, 40, 0, None, 19, 0),
+}
+SFP = SCCLIP | {"ade20k": (384, 224, 112, 40, 0, None, 150, 0)}
 TABLES = {
     "maskclip": SCLIP,
     "sclip": SCLIP,
     "clearclip": CLEARCLIP,
     "gem": CLEARCLIP,
     "naclip": NACLIP,
+    "scclip": SCCLIP,
+    "sfp": SFP,
 }
 ROWS = [(method, benchmark) for method in TABLES for benchmark in BENCHMARKS]
 ON = ["MODEL.FREECP.ENABLED", "False", "MODEL.FREECP.PROTOCOL", "paper"]

@@ -1,6 +1,6 @@
 """The training-free base methods, one file each (METHOD.md step 1)."""
 
-from . import clearclip, gem, maskclip, naclip, sclip, vanilla  # noqa: F401
+from . import clearclip, gem, maskclip, naclip, scclip, sclip, sfp, vanilla  # noqa: F401
 from .base import (
     BASE_METHODS,
     BaseMethod,

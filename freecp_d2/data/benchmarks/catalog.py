@@ -24,11 +24,15 @@ from .layout import BENCHMARKS, Benchmark, Layout
 KINDS: tuple[str, ...] = ("published", "curated")
 """Each benchmark has a vocabulary of either kind; the catalogs hold the published ones."""
 
-PROTOCOL_WORDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {kind: ("voc20", "voc21", "coco_object") for kind in ("sclip", "clearclip")}
+PROTOCOL_WORDS: Mapping[str, Mapping[str, str]] = MappingProxyType(
+    {
+        "sclip": {"voc20": "sclip", "voc21": "sclip", "coco_object": "sclip"},
+        "clearclip": {"voc20": "clearclip", "voc21": "clearclip", "coco_object": "clearclip"},
+        "sfp": {"voc20": "sfp", "voc21": "sfp", "coco_object": "sclip", "cityscapes": "sfp"},
+    }
 )
-"""Kinds of the base methods' own protocols -> benchmarks where they differ from the published
-(NACLIP's are SCLIP's)."""
+"""Kinds of the base methods' own protocols -> benchmarks where they differ from the published, and
+the folder of their words there (NACLIP's and SC-CLIP's are SCLIP's)."""
 
 logger = logging.getLogger(__name__)
 
@@ -42,13 +46,13 @@ def vocabulary_of(benchmark: Benchmark, kind: str = "published") -> Vocabulary:
     Raises:
         FileNotFoundError: there is no such kind.
     """
-    if kind in PROTOCOL_WORDS and benchmark.name not in PROTOCOL_WORDS[kind]:
-        kind = "published"
     return load_vocabulary(words_file(kind, benchmark.name))
 
 
 def words_file(kind: str, name: str) -> str:
     """The file of a benchmark's words of that kind."""
+    if kind in PROTOCOL_WORDS:
+        kind = PROTOCOL_WORDS[kind].get(name, "published")
     return f"{PACKAGED}benchmarks/{kind}/{name}.json"
 
 

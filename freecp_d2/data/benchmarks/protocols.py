@@ -75,6 +75,8 @@ _CLEARCLIP = BaseProtocol(
 _NACLIP = BaseProtocol(
     "NACLIP", logit_scale=40, pamr_steps=10, whole_image_at_once=False, window=224, stride=112
 )
+_SCCLIP = BaseProtocol("SC-CLIP", logit_scale=40, window=224, stride=112)
+_SFP = replace(_SCCLIP, authors="SFP")
 
 
 def _by_benchmark(
@@ -146,8 +148,38 @@ NACLIP = _by_benchmark(
 )
 """NACLIP's, likewise."""
 
+_SCCLIP_SETTINGS: Mapping[str, Mapping] = {
+    "voc21": {
+        "short_side": 336,
+        "logit_scale": 50,
+        "probability_threshold": 0.15,
+        "area_threshold": 0.1,
+    },
+    "voc20": {"short_side": 336},
+    "pcontext60": {"short_side": 336, "probability_threshold": 0.15},
+    "pcontext59": {"short_side": 336},
+    "coco_object": {"short_side": 336, "logit_scale": 55, "probability_threshold": 0.35},
+    "coco_stuff164k": {"short_side": 336},
+    "ade20k": {"short_side": 336},
+    "cityscapes": {"short_side": 560},
+}
+
+SCCLIP = _by_benchmark(_SCCLIP, "sclip", _SCCLIP_SETTINGS)  # its lists are SCLIP's
+"""SC-CLIP's, likewise."""
+
+SFP = _by_benchmark(_SFP, "sfp", {**_SCCLIP_SETTINGS, "ade20k": {"short_side": 384}})
+"""SFP's, likewise: SC-CLIP's but for ADE20K's short side, and for words."""
+
 PAPER: Mapping[str, Mapping[str | None, BaseProtocol]] = MappingProxyType(
-    {"maskclip": SCLIP, "sclip": SCLIP, "clearclip": CLEARCLIP, "gem": CLEARCLIP, "naclip": NACLIP}
+    {
+        "maskclip": SCLIP,
+        "sclip": SCLIP,
+        "clearclip": CLEARCLIP,
+        "gem": CLEARCLIP,
+        "naclip": NACLIP,
+        "scclip": SCCLIP,
+        "sfp": SFP,
+    }
 )
 """Base method -> whose protocol its published row follows, by benchmark."""
 
