@@ -125,7 +125,7 @@ def _add_method_options(clip: CfgNode) -> None:
     # Blocks are counted from 0. The defaults are for the 12 blocks of a ViT-B/16; a block may be
     # any but the last.
     scclip = clip.SCCLIP = CfgNode()
-    # Whose patches say which are similar: for their first means, and for the last block's attention.
+    # Whose patches say which are similar, for the first means and for the last block's attention.
     scclip.PRE_ADJUST_IDX = 8
     # Whose patches say which are similar for the means of what the last block gives.
     scclip.POST_ADJUST_IDX = 3

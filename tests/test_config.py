@@ -27,6 +27,7 @@ from freecp_d2 import (
     load_config,
 )
 from freecp_d2.cli import segment
+from freecp_d2.clip import base_method_names
 from freecp_d2.data import describe, load_descriptions
 from freecp_d2.data.mapper import InferenceMapper
 from freecp_d2.encoding import Normalize
@@ -185,7 +186,7 @@ def test_configs_by_name(tmp_path, monkeypatch):
 
 def test_configs_for_photos_describe_the_benchmarks_classes():
     names = [name for name in list_configs() if name.startswith("clip/")]
-    assert len(names) == 5
+    assert len(names) == len(base_method_names())
     for name in names:
         path = get_config(name).MODEL.FREECP.DESCRIPTIONS
         assert path == get_config("voc21/clearclip").MODEL.FREECP.DESCRIPTIONS

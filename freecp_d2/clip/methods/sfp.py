@@ -31,13 +31,14 @@ class SFP(BaseMethod):
     block but one, and not mitigated at each layer; the paper's attention enhancer and its
     integration of the attention maps of all layers reach no feature in that code, and are not here.
 
-    It is :class:`~.scclip.SCCLIP` but for this. Outliers are found in another way. The similarity is
-    thresholded before it is compared with its mean. To the repaired patches the last block attends
-    by queries, too; to the sum of several blocks by the similarity alone.
+    It is :class:`~freecp_d2.clip.methods.scclip.SCCLIP` but for these. Outliers are found in
+    another way. The similarity is thresholded before it is compared with its mean. The last block
+    attends to the repaired patches by queries, too, and to the sum of blocks by the similarity
+    alone.
 
     The code takes the row and column of a patch by the number of rows, which is right in square
     windows only; here it is right in all. An outlier whose neighbours are all outliers becomes
-    zero; in the code the whole window is NaN then, here it is similar to itself alone.
+    zero; in the code the whole window is NaN then, here that patch is similar to itself alone.
 
     Args:
         pm: how outliers are found. "SOM": patches that the CLS token attends to more, 5 * `res_cls`
@@ -90,11 +91,11 @@ class SFP(BaseMethod):
 
     def similarity(self, trunk: Trunk) -> Tensor:
         """The weights of the first means: cosines of at least 0.4 in block `pre_adjust_idx`."""
-        return self._cosines(trunk, self._outliers(trunk))
+        return self._cosines(trunk, self.outliers(trunk))
 
     def patches(self, trunk: Trunk) -> Tensor:
         cls, patches = trunk.tokens[:, :1], trunk.tokens[:, 1:]
-        outliers = self._outliers(trunk)
+        outliers = self.outliers(trunk)
         cosines = self._cosines(trunk, outliers)
         patches = aggregate(cosines, repair(patches, outliers, trunk.grid, lonely="zero"))
         attention = calibrated_attention(cosines)
@@ -111,8 +112,8 @@ class SFP(BaseMethod):
         cosines = cosine_similarity(repair(patches, outliers, trunk.grid, lonely="zero"))
         return thresholded(cosines)
 
-    def _outliers(self, trunk: Trunk) -> Tensor:
-        """(B, N) bool."""
+    def outliers(self, trunk: Trunk) -> Tensor:
+        """Which patches are outliers, (B, N) bool."""
         patches = trunk.tokens[:, 1:]
         if not self.purify:
             return patches.new_zeros(patches.shape[:2], dtype=torch.bool)

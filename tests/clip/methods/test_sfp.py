@@ -1,0 +1,155 @@
+"""SFP, as released, against vectors recorded from its authors' code."""
+
+import pytest
+import torch
+
+from freecp_d2.clip.methods import base_method
+from freecp_d2.clip.methods.calibration import (
+    aggregate,
+    calibrated_attention,
+    calibrated_block,
+    cosine_similarity,
+    outlier_factors,
+    repair,
+    sum_of_blocks,
+    thresholded,
+)
+
+FEATURES = ["features", "features_square", "features_native", "features_tall"]
+FEATURES += ["features_l2", "features_lof"]
+
+
+@pytest.fixture(scope="module")
+def recorded(published):
+    return published("sfp")
+
+
+def close(actual: torch.Tensor, expected: torch.Tensor, atol: float = 1e-5) -> None:
+    torch.testing.assert_close(actual, expected, atol=atol, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", FEATURES)
+def test_features_are_the_published(name, recorded):
+    case, expected = recorded.cases[name], recorded.tensors(name)
+    clip, images = recorded.clip(**case["options"]), recorded.image(case["image"])
+    features = clip(images)
+    assert list(features.grid) == case["grid"]
+    close(features.patches, expected["patch_features"], 2e-6)
+    trunk, _ = clip._run(images, record_attention=False)
+    close(clip.base_method.patches(trunk), expected["tokens"], 1e-4)
+    outliers = clip.base_method.outliers(trunk)
+    assert outliers[0].nonzero().flatten().equal(expected["outliers"].sort().values)
+    close(repair(trunk.tokens[:, 1:], outliers, trunk.grid, "zero")[0], expected["repaired"], 1e-4)
+    if "lof_scores" in expected:
+        close(outlier_factors(trunk.tokens[:, 1:])[0], expected["lof_scores"])
+    if "salient" in expected:
+        ((block, attention),) = trunk.attention.items()
+        itself = attention[0].diagonal()[1:]
+        assert block == 10
+        close(itself, expected["self_attention"])
+        assert expected["salient"].equal(1.5 * attention[0, 0, 1:] > itself)
+
+
+@torch.no_grad()
+def test_every_step_is_the_published(recorded):
+    expected = recorded.tensors("features")
+    clip = recorded.clip()
+    trunk, _ = clip._run(recorded.image("image"), record_attention=False)
+    similarity = clip.base_method.similarity(trunk)
+    close(similarity, expected["similarity"])
+    patches = aggregate(similarity, expected["repaired"][None])
+    close(patches, expected["aggregated"])
+    attention = calibrated_attention(similarity)
+    first = calibrated_block(trunk.last, patches, attention, ["key", "query"])
+    close(first, expected["attended_first"], 5e-5)
+    total = sum_of_blocks(trunk.block_tokens, 3, 10)
+    second = calibrated_block(trunk.last, total[:, 1:], attention, [])
+    close(second, expected["attended_second"], 5e-5)
+    early = cosine_similarity(trunk.block_tokens[3][:, 1:])
+    close(thresholded(early), expected["early_similarity"])
+
+
+def test_the_repair_is_the_published(recorded):
+    case, expected = recorded.cases["repair"], recorded.tensors("repair")
+    outliers = torch.zeros(1, len(expected["tokens"]), dtype=torch.bool)
+    outliers[0, expected["outliers"]] = True
+    result = repair(expected["tokens"][None], outliers, tuple(case["grid"]), "zero")
+    close(result[0], expected["repaired"], 1e-6)
+
+
+def windows(recorded, size: int = 128) -> torch.Tensor:
+    """Three windows of an image, normalised, (3, 3, size, size)."""
+    image = recorded.image("large_image")[0]
+    corners = ((0, 0), (60, 200), (130, 90))
+    return torch.stack([image[:, y : y + size, x : x + size] for y, x in corners])
+
+
+@pytest.mark.parametrize("pm", ["SOM", "L2", "LOF"])
+def test_windows_of_a_batch_are_as_if_alone(pm, recorded):
+    clip, x = recorded.clip(pm=pm, affinity="method"), windows(recorded)
+    together = clip(x)
+    assert not together.patches[0].allclose(together.patches[1], atol=0.1)
+    for i in range(3):
+        alone = clip(x[i : i + 1])
+        close(together.patches[i], alone.patches[0])
+        close(together.attention[i], alone.attention[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_near(dtype, recorded):
+    """Entries near a threshold may cross it, which moves a few patches."""
+    x = windows(recorded)
+    exact, half = recorded.clip()(x), recorded.clip(dtype)(x)
+    assert half.patches.dtype == torch.float32
+    cosines = (exact.patches * half.patches).sum(-1)
+    assert cosines.median() > 0.999 and cosines.min() > 0.99
+
+
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [
+        ({}, "PRE_ADJUST_IDX is 8; with the 6 blocks of this image tower it must be from 0 to 4"),
+        ({"pre_adjust_idx": 4, "post_adjust_idx": 5}, "POST_ADJUST_IDX is 5"),
+        ({"pre_adjust_idx": 4, "cross_s": -1}, "CROSS_S is -1"),
+        ({"pre_adjust_idx": 4, "cross_e": 6}, "CROSS_E is 6; .* from 4 to 5"),
+        ({"pre_adjust_idx": 4, "cross_e": 3}, "CROSS_E is 3; .* from 4 to 5"),
+    ],
+)
+def test_blocks_that_a_tower_has_not(options, key):
+    with pytest.raises(ValueError, match=rf"MODEL\.CLIP\.SFP\.{key}"):
+        base_method("sfp")(**options).reads(6)
+
+
+def test_a_detector_that_is_none():
+    with pytest.raises(ValueError, match=r"MODEL.CLIP.SFP.PM is 'som'; choose one of SOM, L2, LOF"):
+        base_method("sfp")(pm="som")
+
+
+def test_attention_is_kept_for_som_alone():
+    fits = {"pre_adjust_idx": 4, "cross_e": 5}
+    for options, blocks in (({}, (4,)), ({"pm": "L2"}, ()), ({"purify": False}, ())):
+        reads = base_method("sfp")(**fits, **options).reads(6)
+        assert reads.attention == blocks and reads.tokens == (3, 4)
+
+
+@torch.no_grad()
+def test_without_purification_no_patch_is_an_outlier(recorded):
+    clip, images = recorded.clip(purify=False), recorded.image("image")
+    trunk, _ = clip._run(images, record_attention=False)
+    assert not clip.base_method.outliers(trunk).any()
+    expected = thresholded(cosine_similarity(trunk.block_tokens[8][:, 1:]))
+    close(clip.base_method.similarity(trunk), expected)
+
+
+@torch.no_grad()
+def test_an_outlier_among_outliers_leaves_everything_finite(recorded):
+    """A corner whose neighbours are outliers becomes zero, which has no direction."""
+    clip = recorded.clip(affinity="method")
+    corner = torch.zeros(1, 8, 8, dtype=torch.bool)
+    corner[:, :2, :2] = True
+    clip.base_method.outliers = lambda trunk: corner.flatten(1)
+    features = clip(recorded.image("image_square"))
+    assert features.patches.isfinite().all()
+    assert features.attention[0, 0].equal(torch.eye(64)[0])
+    assert (features.attention.sum(-1) > 0).all()
