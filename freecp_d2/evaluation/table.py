@@ -1,4 +1,4 @@
-"""Measured mIoU beside the paper's, as Markdown.
+"""Measured mIoU beside the published one, as Markdown.
 
 python -m freecp_d2.evaluation.table output/*/results.json
 """
@@ -29,16 +29,16 @@ NOTE = "\\* not the setting of the published figure:"
 
 
 def published_miou(dataset: str, method: str) -> float | None:
-    """The paper's mIoU in percent.
+    """The paper's mIoU in percent, or that of the base method's authors where the paper has none.
 
     Args:
         dataset: as registered.
-        method: a row of METHOD.md section 9, such as "gem" or "gem + FreeCP".
+        method: a row of METHOD.md section 9, such as "gem" or "gem + FreeCP", or "naclip".
 
     Returns:
-        None where the paper has none.
+        None where there is none.
     """
-    figures = PUBLISHED["miou"].get(method)
+    figures = PUBLISHED["miou"].get(method) or PUBLISHED["authors"].get(method)
     if figures is None or dataset not in PUBLISHED["benchmarks"]:
         return None
     return figures[list(PUBLISHED["benchmarks"]).index(dataset)]
@@ -86,8 +86,7 @@ def deviations(run: Mapping[str, Any]) -> list[str]:
             differences.append("the protocol of the published figure is not known")
     else:
         differences.append("protocol same (paper: that of the base method's authors)")
-    if method == "gem":
-        expected |= PUBLISHED["gem"]
+    expected |= PUBLISHED["options"].get(method, {})
     vocabulary = load_vocabulary(words) if words else vocabulary_of(benchmark)
     if run.get("words") != hash_of_words(vocabulary):
         differences.append(f"words {run.get('vocabulary') or 'of the data set'} (the published)")
@@ -156,7 +155,7 @@ def markdown_table(runs: Sequence[Mapping[str, Any]]) -> str:
             method,
             _images(run),
             "-" if measured is None else f"{measured:.2f}",
-            "-" if published is None else f"{published:.1f}{star}",
+            "-" if published is None else f"{published}{star}",
             "-" if published is None or measured is None else f"{measured - published:+.2f}",
         )
         rows.append([printable(str(cell)) for cell in row])
