@@ -16,7 +16,10 @@ from freecp_d2.data.benchmarks.layout import BENCHMARKS
 from freecp_d2.data.benchmarks.protocols import PAPER
 
 CONFIGS = Path(__file__).resolve().parent
-METHODS = ("maskclip", "sclip", "clearclip", "naclip", "gem", "vanilla", "scclip", "sfp")
+METHODS = (
+    *("maskclip", "sclip", "clearclip", "naclip", "gem", "vanilla"),
+    *("scclip", "sfp", "resclip", "pearl"),
+)
 VIT_L14: dict[str, dict[str, Any]] = {"clearclip": {}}
 """Methods that have a config with ViT-L/14 -> its keys of MODEL.CLIP."""
 WINDOW_L14 = {name: 378 for name in BENCHMARKS if name != "cityscapes"}

@@ -150,6 +150,37 @@ def _add_method_options(clip: CfgNode) -> None:
     sfp.CROSS_E = 10
     sfp.RES_CLS = 0.3
 
+    pearl = clip.PEARL = CfgNode()
+    # Weight of the key-key part of the attention's logits, and False: without it.
+    pearl.ALPHA_KK = 0.08
+    pearl.USE_KK = True
+    # How keys are turned towards queries: "polar", Newton-Schulz, as published; "svd", exactly.
+    pearl.ALIGN_SOLVER = "polar"
+    # Steps of "polar". More of them come nearer to "svd"; with 20 rounding shows.
+    pearl.POLAR_ITERS = 5
+
+    resclip = clip.RESCLIP = CfgNode()
+    # The attention that is mixed with that of blocks before: "resclip" (NACLIP's), "clearclip",
+    # "vanilla", or "sclip", which ends the block with the residual and the MLP.
+    resclip.ATTN_STRATEGY = "resclip"
+    # Standard deviation of the neighbourhood of "resclip" and of SFR's smoothing, in patches.
+    resclip.GAUSSIAN_STD = 5.0
+    # The blocks before, counted from 0; as published these four, of ViT-L's 24 as well.
+    resclip.RCS_BLOCKS = (5, 6, 7, 8)
+    # What the mixture is multiplied by, and their share of it.
+    resclip.ATTN_RCS_WEIGHTS = (2.0, 0.3)
+    # True: semantic feedback (SFR). Every window is segmented by all words with PAMR, and read a
+    # second time by the labels; the features depend on the words.
+    resclip.USE_SFR = False
+    # What the logits are multiplied by in the second reading, and the labels' share of them.
+    resclip.ATTN_SFR_WEIGHTS = (2.1, 0.7)
+    # Pixels whose best word has less than this probability count as the first word's in SFR.
+    resclip.TEMP_THD = 0.25
+    # True: patches of one label count less where the way between them leaves it.
+    resclip.DELETE_SAME_ENTITY = True
+    # What cosine similarities are multiplied by for SFR's labels.
+    resclip.LOGIT_SCALE = 40.0
+
     for name, method in BASE_METHODS:
         options = {k.upper(): v for k, v in method.options().items() if k != "last_block"}
         if options and name.upper() not in clip:

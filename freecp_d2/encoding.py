@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .clip import DenseCLIP, DenseFeatures
+from .clip import DenseCLIP, DenseFeatures, Reread
 from .sliding_window import Window, patch_padding
 from .timing import StageTimer
 
@@ -28,6 +28,7 @@ class EncodedWindows:
         patches: (B, N, D) unit-length features.
         grid: (h, w) with N = h * w.
         features: all that CLIP sees, `patches` among it; None for a base method alone.
+        reread: as :attr:`DenseFeatures.reread`.
     """
 
     windows: list[Window]
@@ -36,6 +37,11 @@ class EncodedWindows:
     patches: Tensor
     grid: tuple[int, int]
     features: DenseFeatures | None
+    reread: Reread | None = None
+
+    def patches_for(self, text: Tensor) -> Tensor:
+        """As :meth:`DenseFeatures.patches_for`."""
+        return self.patches if self.reread is None else self.reread(text)
 
 
 @dataclass(frozen=True)
@@ -143,8 +149,8 @@ def encode_base_windows(
     """What a base method alone needs of it, zero-padded to whole patches with `pad`."""
     padding = patch_padding(windows[0].size, encoder.patch_size) if pad else (0, 0, 0, 0)
     pixels = F.pad(pixels, padding)
-    patches, grid = encoder.encode_patches(pixels)
-    return EncodedWindows(windows, pixels, padding, patches, grid, None)
+    patches, grid, reread = encoder.encode_dense(pixels)
+    return EncodedWindows(windows, pixels, padding, patches, grid, None, reread)
 
 
 def encode_images(

@@ -206,7 +206,9 @@ def base_similarities(
         for image in encoded.images
     ]
     for batch in encoded.batches:
-        finite = batch.patches.isfinite().flatten(1).all(dim=1).tolist()
+        with timer.stage("encode", device):
+            patches = batch.patches_for(words.text)
+        finite = patches.isfinite().flatten(1).all(dim=1).tolist()
         if not all(finite):
             name = encoded.names[batch.windows[finite.index(False)].image]
             raise ValueError(
@@ -215,7 +217,7 @@ def base_similarities(
             )
         with timer.stage("merge", device):
             with torch.autocast(device.type, enabled=False):
-                similarity = batch.patches @ words.text.T
+                similarity = patches @ words.text.T
             similarity = similarity.transpose(1, 2).unflatten(2, batch.grid)
             left, _, top, _ = batch.padding
             for window, maps in zip(batch.windows, similarity, strict=True):

@@ -1,7 +1,6 @@
 """Base methods alone by their authors' protocols, against vectors recorded from their codes."""
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor
 import freecp_d2.scores
 from freecp_d2 import FreeCP
 from freecp_d2.clip import DenseCLIP
+from freecp_d2.clip.methods import base_method
 from freecp_d2.clip.text import TextEncoder
 from freecp_d2.data import Vocabulary
 from freecp_d2.data.benchmarks.protocols import PAPER, BaseProtocol
@@ -24,31 +24,53 @@ from freecp_d2.purification import PurificationHead
 FOLDER = Path(__file__).parent / "data" / "base_methods"
 CASES = {
     (authors, name): case
-    for authors in ("sclip", "clearclip", "naclip")
+    for authors in ("sclip", "clearclip", "naclip", "pearl", "resclip")
     for name, case in json.loads((FOLDER / authors / "cases.json").read_text()).items()
 }
-SEGMENTATIONS = [key for key, case in CASES.items() if case["kind"] == "segmentation"]
+SEGMENTATIONS = [
+    (authors, name)
+    for (authors, name), case in CASES.items()
+    if case["kind"] == "segmentation" and authors != "pearl"
+]
 FEATURES = [key for key, case in CASES.items() if case["kind"] == "features"]
 MODEL_TYPES = {"ClearCLIP": "clearclip", "MaskCLIP": "maskclip", "SCLIP": "sclip", "csa": "sclip"}
 
 
 @cache
-def inputs() -> dict[str, Tensor]:
-    """Text features (15, 32), and images (1, 3, H, W) that are normalised already."""
-    return {name: value.float() for name, value in load_file(FOLDER / "inputs.safetensors").items()}
+def inputs(authors: str) -> dict[str, Tensor]:
+    """Text features (15, 32), and images (1, 3, H, W) that are normalised already.
+
+    The folder of some authors has some of its own.
+    """
+    files = FOLDER / "inputs.safetensors", FOLDER / authors / "inputs.safetensors"
+    tensors = [item for file in files if file.exists() for item in load_file(file).items()]
+    return {name: value.float() for name, value in tensors}
 
 
-@pytest.fixture(scope="module")
-def clip() -> Callable[..., DenseCLIP]:
-    model = open_clip.CLIP(**json.loads((FOLDER / "clip.json").read_text()))
-    weights = load_file(FOLDER / "clip.safetensors")
+@cache
+def clip(authors: str) -> open_clip.CLIP:
+    folder = FOLDER / authors if (FOLDER / authors / "clip.json").exists() else FOLDER
+    model = open_clip.CLIP(**json.loads((folder / "clip.json").read_text()))
+    weights = load_file(folder / "clip.safetensors")
     missing, unexpected = model.load_state_dict(weights, strict=False)
     assert not unexpected and not any(key.startswith("visual") for key in missing)
-    return lambda *method, **options: DenseCLIP(model, *method, **options)
+    return model
+
+
+def encoder_of(authors: str, case: dict) -> DenseCLIP:
+    """The base method of a case, with its options."""
+    method, options = reading(authors, case)
+    return DenseCLIP(clip(authors), method, **options)
 
 
 def reading(authors: str, case: dict) -> tuple[str, dict]:
     """Our name of a case's base method, and its options."""
+    if authors in ("pearl", "resclip"):  # the options have their names
+        options = {key: case[key] for key in base_method(authors).options() if key in case}
+        if not case.get("use_rcs", True):
+            options["attn_rcs_weights"] = (1.0, 0.0)
+        trained = case["arch"] in ("vanilla", "w_resi")
+        return authors, {**options, "last_block": "residual" if trained else "projection"}
     method = case.get("model_type") or case.get("attn_strategy") or authors
     options = {"gaussian_std": case["gaussian_std"]} if "gaussian_std" in case else {}
     if method in ("kk", "nonly"):  # NACLIP's ablations
@@ -62,13 +84,13 @@ def reading(authors: str, case: dict) -> tuple[str, dict]:
 
 
 @pytest.mark.parametrize(("authors", "name"), FEATURES)
-def test_features_are_the_published(authors, name, clip):
+def test_features_are_the_published(authors, name):
     case = CASES[authors, name]
-    method, options = reading(authors, case)
-    features = clip(method, **options)(inputs()[case["image"]])
+    features = encoder_of(authors, case)(inputs(authors)[case["image"]])
     expected = load_file(FOLDER / authors / f"{name}.safetensors")
     assert list(features.grid) == case["grid"]
-    torch.testing.assert_close(features.patches, expected["patch_features"], atol=2e-6, rtol=0)
+    patches = features.patches_for(inputs(authors)["text"])
+    torch.testing.assert_close(patches, expected["patch_features"], atol=2e-6, rtol=0)
 
 
 def protocol_of(authors: str, case: dict) -> BaseProtocol:
@@ -79,7 +101,7 @@ def protocol_of(authors: str, case: dict) -> BaseProtocol:
         probability_threshold=case["prob_thd"],
         area_threshold=case["area_thd"],
         pamr_steps=case["pamr_steps"],
-        pamr_dilations=tuple(case["pamr_dilations"]),
+        pamr_dilations=tuple(case.get("pamr_dilations", (8, 16))),
     )
 
 
@@ -88,12 +110,13 @@ def tokenize(texts: list[str], context_length: int = 8) -> Tensor:
     return torch.tensor([[14, 15] + [0] * (context_length - 2)]).repeat(len(texts), 1)
 
 
-def segmentor(encoder: DenseCLIP, case: dict, protocol: BaseProtocol) -> FreeCP:
+def segmentor(authors: str, case: dict) -> FreeCP:
     """Names of class 0 are background names where it has several."""
     names: dict[int, list[str]] = {}
     for query, class_id in enumerate(case["query_class"]):
         names.setdefault(class_id, []).append(f"query {query}")
     background = names.pop(0) if len(names[0]) > 1 else []
+    encoder = encoder_of(authors, case)
     model = FreeCP(
         encoder=encoder,
         text_encoder=TextEncoder(encoder.model, tokenize),
@@ -104,24 +127,23 @@ def segmentor(encoder: DenseCLIP, case: dict, protocol: BaseProtocol) -> FreeCP:
         window=case["window"],
         stride=case["stride"],
         batch_size=4,
-        protocol=protocol,
+        protocol=protocol_of(authors, case),
         pixel_mean=(0, 0, 0),
         pixel_std=(1, 1, 1),
         input_format="RGB",
     )
-    model.words = replace(model.words, text=inputs()["text"])
+    model.words = replace(model.words, text=inputs(authors)["text"])
     return model
 
 
 @pytest.mark.parametrize("strip_values", [2**22, 2**14])
 @pytest.mark.parametrize(("authors", "name"), SEGMENTATIONS)
-def test_label_maps_are_the_published(authors, name, strip_values, clip, monkeypatch):
+def test_label_maps_are_the_published(authors, name, strip_values, monkeypatch):
     monkeypatch.setattr(freecp_d2.scores, "STRIP_VALUES", strip_values)
     case = CASES[authors, name]
-    last_block = "residual" if authors == "sclip" else ""
-    model = segmentor(clip(authors, last_block=last_block), case, protocol_of(authors, case))
+    model = segmentor(authors, case)
     height, width = case["output_size"]
-    x = {"image": inputs()[case["image"]][0], "height": height, "width": width}
+    x = {"image": inputs(authors)[case["image"]][0], "height": height, "width": width}
     expected = load_file(FOLDER / authors / f"{name}.safetensors")
     sem_seg = model([x])[0]["sem_seg"]
     assert (sem_seg.argmax(0) == expected["labels"][0]).float().mean() >= 0.999
@@ -131,7 +153,7 @@ def test_label_maps_are_the_published(authors, name, strip_values, clip, monkeyp
     assert result["scores"].equal(sem_seg.amax((1, 2)))
     if not case["prob_thd"]:
         probabilities = sem_seg[:, ::8, ::8]
-        if authors == "naclip":
+        if authors in ("naclip", "pearl", "resclip"):
             probabilities = probabilities / probabilities.sum(0)
         torch.testing.assert_close(probabilities, expected["probabilities"], atol=1e-5, rtol=0)
 

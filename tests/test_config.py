@@ -413,6 +413,25 @@ def cached_files(model: FreeCP) -> int:
     return len(list(folder.glob("*/*.safetensors"))) if folder else 0
 
 
+PEARL = {
+    "ALIGN_SOLVER": ("svd", base_method("align_solver"), "svd"),
+    "ALPHA_KK": (0.3, base_method("alpha_kk"), 0.3),
+    "POLAR_ITERS": (8, base_method("polar_iters"), 8),
+    "USE_KK": (False, base_method("alpha_kk"), 0.0),
+}
+RESCLIP = {
+    "ATTN_RCS_WEIGHTS": ((1.0, 0.4), base_method("rcs_share"), 0.4),
+    "ATTN_SFR_WEIGHTS": ((1.0, 0.4), base_method("sfr_scale"), 1.0),
+    "ATTN_STRATEGY": ("sclip", base_method("attn_strategy"), "sclip"),
+    "DELETE_SAME_ENTITY": (False, base_method("delete_same_entity"), False),
+    "GAUSSIAN_STD": (2.0, base_method("gaussian_std"), 2.0),
+    "LOGIT_SCALE": (50.0, base_method("logit_scale"), 50.0),
+    "RCS_BLOCKS": ((1,), base_method("rcs_blocks"), (1,)),
+    "TEMP_THD": (0.1, base_method("temp_thd"), 0.1),
+    "USE_SFR": (True, base_method("use_sfr"), True),
+}
+OF_RESCLIP = (of_method("resclip"), ("MODEL.CLIP.RESCLIP.RCS_BLOCKS", (0,)))
+
 # Key -> a value other than that of the test's config, what it is seen by in a model, or in a mapper
 # where the function is mapper()'s, what is seen with it, and what else is set.
 REACHES: dict[str, tuple] = {
@@ -448,6 +467,8 @@ REACHES: dict[str, tuple] = {
             **{"pre_adjust_idx": 7, "post_adjust_idx": 4, "res_cls": 0.2},
         }.items()
     },
+    **{f"MODEL.CLIP.PEARL.{key}": (*row, of_method("pearl")) for key, row in PEARL.items()},
+    **{f"MODEL.CLIP.RESCLIP.{key}": (*row, *OF_RESCLIP) for key, row in RESCLIP.items()},
     "MODEL.CLIP.TEXT_CACHE": ("cache", cached_files, 2),
     "MODEL.FREECP.AFFINITY": ("method", encoder("affinity"), "method"),
     "MODEL.FREECP.AMBIGUITY": (False, head("ambiguity"), False),

@@ -1,6 +1,6 @@
 """The frozen encoder: dense features of an open_clip ViT, and text features."""
 
-from .dense import DenseCLIP, DenseFeatures
+from .dense import DenseCLIP, DenseFeatures, Reread
 from .loading import Tokenizer, check_normalisation, load_clip
 from .methods import BASE_METHODS, base_method_names
 from .text import TextEncoder
@@ -9,6 +9,7 @@ __all__ = [
     "BASE_METHODS",
     "DenseCLIP",
     "DenseFeatures",
+    "Reread",
     "TextEncoder",
     "Tokenizer",
     "base_method_names",

@@ -1,7 +1,9 @@
 """DenseCLIP: patch features, CLS embedding and attention of a frozen open_clip ViT."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 import open_clip
 import torch
@@ -15,6 +17,9 @@ from .methods import BASE_METHODS, Trunk, base_method
 AFFINITIES = ("attention", "method")
 """What FreeCP's affinity is made of (MODEL.FREECP.AFFINITY)."""
 
+Reread: TypeAlias = Callable[[Tensor], Tensor]
+"""Patch features (B, N, D) for unit-length text features (Q, D) of all queries."""
+
 
 @dataclass(frozen=True)
 class DenseFeatures:
@@ -27,12 +32,19 @@ class DenseFeatures:
             patch to patch, averaged over heads and over all blocks but the last, whose rows sum to
             at most 1, the rest being the CLS token's; or what took its place.
         grid: (h, w) with N = h * w.
+        reread: gives the patches for the words, by a base method that reads them; None: `patches`
+            hold for any words.
     """
 
     patches: Tensor
     cls: Tensor
     attention: Tensor
     grid: tuple[int, int]
+    reread: Reread | None = None
+
+    def patches_for(self, text: Tensor) -> Tensor:
+        """Patch features (B, N, D) to be compared with the text features (Q, D) of all queries."""
+        return self.patches if self.reread is None else self.reread(text)
 
 
 class DenseCLIP(nn.Module):
@@ -108,22 +120,30 @@ class DenseCLIP(nn.Module):
         trunk, attention = self._run(images, record)
         if affinity is None:
             affinity = self.base_method.similarity(trunk) if attention is None else attention
+        patches = self._project(self.base_method.patches(trunk))
         return DenseFeatures(
-            patches=self._project(self.base_method.patches(trunk)),
+            patches=patches,
             cls=self._project(blocks.cls_block(trunk.last, trunk.tokens, trunk.qkv)),
             attention=affinity,
             grid=trunk.grid,
+            reread=self._rereading(trunk, images, patches),
         )
 
     @torch.no_grad()
-    def encode_patches(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """`patches` and `grid` of :meth:`forward`, without the cost of the attention maps.
+    def encode_dense(self, images: Tensor) -> tuple[Tensor, tuple[int, int], Reread | None]:
+        """`patches`, `grid` and `reread` of :meth:`forward`, without the cost of the attention.
 
         Raises:
             ValueError: images smaller than a patch.
         """
         trunk, _ = self._run(images, record_attention=False)
-        return self._project(self.base_method.patches(trunk)), trunk.grid
+        patches = self._project(self.base_method.patches(trunk))
+        return patches, trunk.grid, self._rereading(trunk, images, patches)
+
+    def encode_patches(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """`patches` and `grid` of :meth:`encode_dense`."""
+        patches, grid, _ = self.encode_dense(images)
+        return patches, grid
 
     @torch.no_grad()
     def encode_cls(self, images: Tensor) -> Tensor:
@@ -195,6 +215,18 @@ class DenseCLIP(nn.Module):
             second_stream=stream,
         )
         return reading, None if total is None else total[:, 1:, 1:] / len(trunk)
+
+    def _rereading(self, trunk: Trunk, images: Tensor, patches: Tensor) -> Reread | None:
+        kept = self.base_method.keep(trunk)
+        return None if kept is None else partial(self._reread, kept, images, patches, trunk.grid)
+
+    @torch.no_grad()
+    def _reread(
+        self, kept: Any, images: Tensor, patches: Tensor, grid: tuple[int, int], text: Tensor
+    ) -> Tensor:
+        with torch.autocast(patches.device.type, enabled=False):
+            similarities = (patches @ text.T).transpose(1, 2).unflatten(2, grid)
+        return self._project(self.base_method.reread(kept, similarities, images, self.patch_size))
 
     def _embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Tokens (B, 1+N, W) that enter the first block, and the grid."""

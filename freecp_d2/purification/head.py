@@ -219,8 +219,9 @@ class PurificationHead(nn.Module):
         if num_background is None:
             num_background = self.num_background
         _require_class(len(text), num_background)
+        patches = features.patches_for(text)
         probabilities, refined, consistency, kept = stages.select_candidates(
-            features.patches,
+            patches,
             features.attention,
             text,
             logit_scale,
@@ -235,7 +236,7 @@ class PurificationHead(nn.Module):
         finite = {
             "text features": _finite(text[None]).expand(len(kept)),
             "description features": _finite(descriptions[None]).expand(len(kept)),
-            "patch features": _finite(features.patches),
+            "patch features": _finite(patches),
             "attention": _finite(features.attention),
             ZERO_ATTENTION: _finite(consistency),
         }

@@ -107,10 +107,10 @@ class HuggingFaceCLIP(nn.Module):
             grid=(images.shape[2] // height, images.shape[3] // width),
         )
 
-    def encode_patches(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """`patches` and `grid` of :meth:`forward`."""
+    def encode_dense(self, images: Tensor) -> tuple[Tensor, tuple[int, int], None]:
+        """`patches` and `grid` of :meth:`forward`; they hold for any words."""
         features = self(images)
-        return features.patches, features.grid
+        return features.patches, features.grid, None
 
     @torch.no_grad()
     def encode_cls(self, images: Tensor) -> Tensor:

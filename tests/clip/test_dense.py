@@ -21,6 +21,7 @@ IN_FOUR_BLOCKS: dict[str, dict] = {
         "multi_end_idx": 3,
     },
     "sfp": {"pre_adjust_idx": 2, "post_adjust_idx": 0, "cross_s": 0, "cross_e": 3},
+    "resclip": {"rcs_blocks": (1, 2)},
 }
 """Options that suit a tower of four blocks."""
 WHOLE = ("maskclip", "sclip", "clearclip", "gem", "clearclip_background")

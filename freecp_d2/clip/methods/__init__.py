@@ -1,6 +1,17 @@
 """The training-free base methods, one file each (METHOD.md step 1)."""
 
-from . import clearclip, gem, maskclip, naclip, scclip, sclip, sfp, vanilla  # noqa: F401
+from . import (  # noqa: F401
+    clearclip,
+    gem,
+    maskclip,
+    naclip,
+    pearl,
+    resclip,
+    scclip,
+    sclip,
+    sfp,
+    vanilla,
+)
 from .base import (
     BASE_METHODS,
     BaseMethod,

@@ -136,6 +136,24 @@ class BaseMethod(ABC):
         FreeCP's affinity is made of it where MODEL.FREECP.AFFINITY is "method".
         """
 
+    def keep(self, trunk: Trunk) -> Any:
+        """What :meth:`reread` needs of the trunk; None: the method does not read the words."""
+        return None
+
+    def reread(
+        self, kept: Any, similarities: Tensor, pixels: Tensor, patch_size: tuple[int, int]
+    ) -> Tensor:
+        """Patch tokens (B, N, W) as :meth:`patches`, of a method that reads the words.
+
+        Args:
+            kept: what :meth:`keep` gave.
+            similarities: (B, Q, h, w) float32, the cosines of the first patch features and all
+                queries.
+            pixels: (B, 3, H, W) normalised.
+            patch_size: height and width in pixels.
+        """
+        raise NotImplementedError
+
 
 class LastBlockMethod(BaseMethod):
     """A base method that attends anew in the last block, and changes nothing before.

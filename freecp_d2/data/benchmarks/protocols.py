@@ -5,9 +5,9 @@ Plain data, and the one function that writes it into a config.
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from detectron2.config import CfgNode
 
@@ -38,6 +38,7 @@ class BaseProtocol:
         short_side: that images are resized to, in pixels; None: INPUT.MIN_SIZE_TEST.
         window, stride: in pixels, 0: the whole image; None: MODEL.FREECP.WINDOW and STRIDE.
         words: a file of class names; "": the data set's own vocabulary.
+        options: of the base method, keys of MODEL.CLIP.<METHOD> and their values.
     """
 
     authors: str
@@ -53,6 +54,7 @@ class BaseProtocol:
     window: int | None = None
     stride: int | None = None
     words: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def resamples_once(self, window: int, stride: int) -> bool:
         """Whether with this window and stride the maps of an image are resampled once."""
@@ -170,6 +172,39 @@ SCCLIP = _by_benchmark(_SCCLIP, "sclip", _SCCLIP_SETTINGS)  # its lists are SCLI
 SFP = _by_benchmark(_SFP, "sfp", {**_SCCLIP_SETTINGS, "ade20k": {"short_side": 384}})
 """SFP's, likewise: SC-CLIP's but for ADE20K's short side, and for words."""
 
+_RESCLIP = replace(
+    _NACLIP, authors="ResCLIP", pamr_steps=0, options={"USE_SFR": True, "LOGIT_SCALE": 40.0}
+)
+
+
+def _resclip(
+    temp_thd: float, rcs_share: float, sfr_scale: float, sfr_share: float, **settings: Any
+) -> Mapping[str, Any]:
+    options = {
+        "TEMP_THD": temp_thd,
+        "ATTN_RCS_WEIGHTS": (2.0, rcs_share),
+        "ATTN_SFR_WEIGHTS": (sfr_scale, sfr_share),
+    }
+    return {"short_side": 336, "options": {**_RESCLIP.options, **options}, **settings}
+
+
+_WHOLE = {"window": 0, "stride": 0}
+RESCLIP = _by_benchmark(
+    _RESCLIP,
+    "sclip",  # its lists are SCLIP's
+    {
+        "voc21": _resclip(0.5, 0.3, 2.2, 0.7, probability_threshold=0.1, **_WHOLE),
+        "voc20": _resclip(0.1, 0.6, 2.1, 0.6, **_WHOLE),
+        "pcontext60": _resclip(0.3, 0.3, 1.8, 0.7, probability_threshold=0.1),
+        "pcontext59": _resclip(0.25, 0.4, 1.8, 0.7),
+        "coco_object": _resclip(0.11, 0.4, 1.8, 0.7, probability_threshold=0.1),
+        "coco_stuff164k": _resclip(0.11, 0.4, 1.8, 0.7),
+        "ade20k": _resclip(0.25, 0.3, 2.1, 0.7),
+        "cityscapes": _resclip(0.1, 0.2, 2.1, 0.6, short_side=560),
+    },
+)
+"""ResCLIP's, likewise: RCS and SFR."""
+
 PAPER: Mapping[str, Mapping[str | None, BaseProtocol]] = MappingProxyType(
     {
         "maskclip": SCLIP,
@@ -179,6 +214,7 @@ PAPER: Mapping[str, Mapping[str | None, BaseProtocol]] = MappingProxyType(
         "naclip": NACLIP,
         "scclip": SCCLIP,
         "sfp": SFP,
+        "resclip": RESCLIP,
     }
 )
 """Base method -> whose protocol its published row follows, by benchmark."""
@@ -226,8 +262,9 @@ def with_protocol(cfg: CfgNode) -> CfgNode:
     """`cfg` with what its base method's own protocol asks for; `cfg` itself where none is asked.
 
     With MODEL.FREECP.ENABLED False and PROTOCOL "paper", a copy whose INPUT.MIN_SIZE_TEST,
-    INPUT.MAX_SIZE_TEST, MODEL.FREECP.WINDOW and STRIDE are the protocol's. So are VOCABULARY and
-    MODEL.CLIP.LAST_BLOCK where they are empty. Doing it twice changes nothing more.
+    INPUT.MAX_SIZE_TEST, MODEL.FREECP.WINDOW and STRIDE are the protocol's, and the options of
+    MODEL.CLIP.<METHOD> that it has. So are VOCABULARY and MODEL.CLIP.LAST_BLOCK where they are
+    empty. Doing it twice changes nothing more.
 
     Raises:
         ValueError: as :func:`base_protocol`.
@@ -241,6 +278,8 @@ def with_protocol(cfg: CfgNode) -> CfgNode:
         cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = protocol.short_side, LONG_SIDE
     cfg.MODEL.FREECP.WINDOW, cfg.MODEL.FREECP.STRIDE = protocol.window, protocol.stride
     cfg.MODEL.FREECP.VOCABULARY = cfg.MODEL.FREECP.VOCABULARY or protocol.words
+    if protocol.options:
+        cfg.MODEL.CLIP[cfg.MODEL.CLIP.METHOD.upper()].update(protocol.options)
     if cfg.MODEL.CLIP.METHOD == "sclip":
         cfg.MODEL.CLIP.LAST_BLOCK = cfg.MODEL.CLIP.LAST_BLOCK or "residual"
     if cfg != given:
