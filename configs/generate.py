@@ -20,8 +20,19 @@ METHODS = (
     *("maskclip", "sclip", "clearclip", "naclip", "gem", "vanilla"),
     *("scclip", "sfp", "resclip", "pearl"),
 )
-VIT_L14: dict[str, dict[str, Any]] = {"clearclip": {}}
-"""Methods that have a config with ViT-L/14 -> its keys of MODEL.CLIP."""
+VIT_L14: dict[str, dict[str, Any]] = {
+    "clearclip": {},
+    "scclip": {
+        "SCCLIP": {
+            "PRE_ADJUST_IDX": 16,
+            "POST_ADJUST_IDX": 6,
+            "MULTI_START_IDX": 8,
+            "MULTI_END_IDX": 19,
+            "RES_CLS": 0.1,
+        }
+    },
+}
+"""Methods that have a config with ViT-L/14 -> keys of MODEL.CLIP, their authors' for 24 blocks."""
 WINDOW_L14 = {name: 378 for name in BENCHMARKS if name != "cityscapes"}
 """Whole patches of 14 pixels, nearest to base.yaml's 384; Cityscapes' 224 are 16 of them."""
 

@@ -17,7 +17,10 @@ from freecp_d2.data.benchmarks import BENCHMARKS, KINDS, PROTOCOL_WORDS, Layout,
 from freecp_d2.data.mapper import load_label_map
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-METHODS = ("maskclip", "sclip", "clearclip", "naclip", "gem", "vanilla")
+METHODS = (
+    *("maskclip", "sclip", "clearclip", "naclip", "gem", "vanilla"),
+    *("scclip", "sfp", "resclip", "pearl"),
+)
 BACKGROUND_26 = (
     "sky, wall, tree, wood, grass, road, sea, river, mountain, sands, desk, bed, building, cloud, "
     "lamp, door, window, wardrobe, ceiling, shelf, curtain, stair, floor, hill, rail, fence"
@@ -221,7 +224,7 @@ def test_published_words_are_together_and_curated_ones_apart():
 
 
 @every
-@pytest.mark.parametrize("config", [*METHODS, "clearclip_vit_l14"])
+@pytest.mark.parametrize("config", [*METHODS, "clearclip_vit_l14", "scclip_vit_l14"])
 def test_the_configs(name, config):
     cfg = load_config(str(CONFIGS / name / f"{config}.yaml"))
     (dataset, _, _, short, window, rp, ap, _), threshold = TABLE[name]
@@ -243,13 +246,18 @@ def test_the_configs(name, config):
     assert freecp.VOCABULARY == ""
     assert cfg.DATASETS.TEST == (dataset,)
     assert cfg.OUTPUT_DIR == f"output/{name}_{config}"
+    scclip = clip.SCCLIP
+    blocks = (scclip.PRE_ADJUST_IDX, scclip.POST_ADJUST_IDX)
+    blocks += (scclip.MULTI_START_IDX, scclip.MULTI_END_IDX, scclip.RES_CLS)
+    deep = config == "scclip_vit_l14"  # what its authors' first commit has for 24 blocks
+    assert blocks == ((16, 6, 8, 19, 0.1) if deep else (8, 3, 3, 10, 0.3))
 
 
 def test_each_config_is_a_few_lines_over_its_base():
     for file in CONFIGS.glob("*/*.yaml"):
         if file.parent.name in BENCHMARKS:
             assert "_BASE_" in yaml.safe_load(file.read_text())
-            assert len(file.read_text().splitlines()) < 15
+            assert len(file.read_text().splitlines()) < 17
 
 
 @pytest.mark.parametrize("model", ["ViT-B-16", "ViT-L-14"])
