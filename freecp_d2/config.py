@@ -123,7 +123,7 @@ def _add_method_options(clip: CfgNode) -> None:
     naclip.ATTN_STRATEGY = "naclip"
 
     # Blocks are counted from 0. The defaults are for the 12 blocks of a ViT-B/16; a block may be
-    # any but the last.
+    # any but the last. For the 24 of ViT-L/14, SC-CLIP's authors had 16, 6, 8, 19 and RES_CLS 0.1.
     scclip = clip.SCCLIP = CfgNode()
     # Whose patches say which are similar, for the first means and for the last block's attention.
     scclip.PRE_ADJUST_IDX = 8

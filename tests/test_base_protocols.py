@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import open_clip
 import pytest
 import torch
@@ -33,6 +34,12 @@ SEGMENTATIONS = [
     if case["kind"] == "segmentation" and authors != "pearl"
 ]
 FEATURES = [key for key, case in CASES.items() if case["kind"] == "features"]
+CALIBRATED = {
+    (authors, name): {**case, "query_class": case["query_idx"], "pamr_steps": 0}
+    for authors in ("scclip", "sfp")
+    for name, case in json.loads((FOLDER / authors / "cases.json").read_text()).items()
+    if "window" in case
+}
 MODEL_TYPES = {"ClearCLIP": "clearclip", "MaskCLIP": "maskclip", "SCLIP": "sclip", "csa": "sclip"}
 
 
@@ -65,6 +72,8 @@ def encoder_of(authors: str, case: dict) -> DenseCLIP:
 
 def reading(authors: str, case: dict) -> tuple[str, dict]:
     """Our name of a case's base method, and its options."""
+    if "options" in case:
+        return authors, case["options"]
     if authors in ("pearl", "resclip"):  # the options have their names
         options = {key: case[key] for key in base_method(authors).options() if key in case}
         if not case.get("use_rcs", True):
@@ -156,6 +165,26 @@ def test_label_maps_are_the_published(authors, name, strip_values, monkeypatch):
         if authors in ("naclip", "pearl", "resclip"):
             probabilities = probabilities / probabilities.sum(0)
         torch.testing.assert_close(probabilities, expected["probabilities"], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("authors", "name"), CALIBRATED)
+def test_label_maps_of_sc_clip_and_sfp_are_the_published(authors, name):
+    """Where class 0 is put below the threshold, their scores stay; ours become 1."""
+    case = CALIBRATED[authors, name]
+    model = segmentor(authors, case)
+    mean, std = torch.tensor([[122.771, 116.746, 104.094], [68.501, 66.632, 70.323]])
+    image = (inputs(authors)[case["image"]] - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+    height, width = case["output_size"]
+    (result,) = model([{"image": image, "height": height, "width": width}])
+    with np.load(FOLDER / authors / f"{name}.npz") as arrays:
+        labels, scores = (torch.from_numpy(arrays[key]) for key in ("labels", "sem_seg"))
+    assert (result["sem_seg"].argmax(0) == labels[0]).float().mean() >= 0.999
+    ours = result["sem_seg"][:, ::8, ::8]
+    below = scores.amax(0) < case["prob_thd"]
+    assert below.any() == (case["prob_thd"] > 0)
+    torch.testing.assert_close(ours[1:], scores[1:], atol=1e-5, rtol=0)
+    torch.testing.assert_close(ours[0][~below], scores[0][~below], atol=1e-5, rtol=0)
+    assert (ours[0][below] == 1).all()
 
 
 @pytest.mark.parametrize("name", json.loads((FOLDER / "pamr" / "cases.json").read_text()))
