@@ -10,7 +10,7 @@ from detectron2.modeling import build_model
 
 from freecp_d2 import add_freecp_config, load_config
 from freecp_d2.clip import DenseCLIP, TextEncoder
-from freecp_d2.config import configured_vocabulary
+from freecp_d2.config import configured_vocabulary, get_config
 from freecp_d2.data import load_vocabulary
 from freecp_d2.data.benchmarks import BENCHMARKS
 from freecp_d2.data.benchmarks.protocols import PAPER, SAME, base_protocol, with_protocol
@@ -61,6 +61,19 @@ SCCLIP = {
     "cityscapes": (560, 224, 112, 40, 0, None, 19, 0),
 }
 SFP = SCCLIP | {"ade20k": (384, 224, 112, 40, 0, None, 150, 0)}
+RESCLIP = NACLIP
+# TEMP_THD, and factor and share of RCS and of SFR.
+RESCLIP_OPTIONS = {
+    "voc21": (0.5, (2.0, 0.3), (2.2, 0.7)),
+    "voc20": (0.1, (2.0, 0.6), (2.1, 0.6)),
+    "pcontext60": (0.3, (2.0, 0.3), (1.8, 0.7)),
+    "pcontext59": (0.25, (2.0, 0.4), (1.8, 0.7)),
+    "coco_object": (0.11, (2.0, 0.4), (1.8, 0.7)),
+    "coco_stuff164k": (0.11, (2.0, 0.4), (1.8, 0.7)),
+    "ade20k": (0.25, (2.0, 0.3), (2.1, 0.7)),
+    "cityscapes": (0.1, (2.0, 0.2), (2.1, 0.6)),
+}
+TWICE = ("naclip", "resclip")  # these resample twice
 TABLES = {
     "maskclip": SCLIP,
     "sclip": SCLIP,
@@ -69,6 +82,7 @@ TABLES = {
     "naclip": NACLIP,
     "scclip": SCCLIP,
     "sfp": SFP,
+    "resclip": RESCLIP,
 }
 ROWS = [(method, benchmark) for method in TABLES for benchmark in BENCHMARKS]
 ON = ["MODEL.FREECP.ENABLED", "False", "MODEL.FREECP.PROTOCOL", "paper"]
@@ -96,9 +110,23 @@ def test_the_settings_are_the_authors(method, benchmark):
             (8, 16),
         )
         assert (protocol.partial_patches == "pad") == (method in ("clearclip", "gem"))
-        assert protocol.whole_image_at_once == (method != "naclip")
+        assert protocol.whole_image_at_once == (method not in TWICE)
         assert with_protocol(cfg) == cfg and InferenceMapper(cfg).min_size == short
     assert cfg.OUTPUT_DIR == f"output/{benchmark}_{method}_base"
+
+
+@pytest.mark.parametrize("benchmark", BENCHMARKS)
+def test_resclip_reads_the_words_by_its_authors_settings_alone(benchmark):
+    threshold, rcs, sfr = RESCLIP_OPTIONS[benchmark]
+    for cfg in (config("resclip", benchmark, *ON), config("resclip_base", benchmark)):
+        options = cfg.MODEL.CLIP.RESCLIP
+        assert options.USE_SFR and options.DELETE_SAME_ENTITY
+        assert (options.TEMP_THD, options.LOGIT_SCALE) == (threshold, 40)
+        assert (options.ATTN_RCS_WEIGHTS, options.ATTN_SFR_WEIGHTS) == (rcs, sfr)
+        assert (options.RCS_BLOCKS, options.GAUSSIAN_STD) == ((5, 6, 7, 8), 5)
+    ours = config("resclip", benchmark)
+    assert ours.MODEL.CLIP.RESCLIP == get_config("clip/clearclip").MODEL.CLIP.RESCLIP
+    assert not ours.MODEL.CLIP.RESCLIP.USE_SFR
 
 
 @pytest.mark.parametrize(("method", "benchmark"), ROWS)
