@@ -46,6 +46,9 @@ TARGETS: dict[str, list[str]] = {
     "freecp_d2/purification/stages.py": ["tests/purification"],
     "freecp_d2/clip/blocks.py": DENSE,
     "freecp_d2/clip/dense.py": DENSE,
+    "freecp_d2/clip/methods/calibration.py": ["tests/clip/methods/test_calibration.py"],
+    "freecp_d2/clip/methods/scclip.py": ["tests/clip/methods/test_scclip.py"],
+    "freecp_d2/clip/methods/sfp.py": ["tests/clip/methods/test_sfp.py"],
     "freecp_d2/clip/loading.py": ["tests/clip/test_loading.py"],
     "freecp_d2/clip/text.py": ["tests/clip/test_text.py"],
     "freecp_d2/pamr.py": [

@@ -72,7 +72,7 @@ def outlier_factors(tokens: Tensor) -> Tensor:
     return radius * inverse.gather(2, neighbours).mean(dim=-1)
 
 
-def densest_outliers(tokens: Tensor) -> Tensor:
+def local_outliers(tokens: Tensor) -> Tensor:
     """The tokens (B, N) bool whose outlier factor is above the 95 % quantile of their image's.
 
     None where an image has too few tokens for 30 neighbours each, which the log says once.

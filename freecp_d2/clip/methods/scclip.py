@@ -9,7 +9,7 @@ from .calibration import (
     calibrated_block,
     check_blocks,
     cosine_similarity,
-    densest_outliers,
+    local_outliers,
     repair,
     sum_of_blocks,
     thresholded,
@@ -69,11 +69,11 @@ class SCCLIP(BaseMethod):
 
     def similarity(self, trunk: Trunk) -> Tensor:
         """The weights of the first means: cosines of at least 0.4 in block `pre_adjust_idx`."""
-        return thresholded(self._cosines(trunk, densest_outliers(trunk.tokens[:, 1:])))
+        return thresholded(self._cosines(trunk, local_outliers(trunk.tokens[:, 1:])))
 
     def patches(self, trunk: Trunk) -> Tensor:
         cls, patches = trunk.tokens[:, :1], trunk.tokens[:, 1:]
-        outliers = densest_outliers(patches)
+        outliers = local_outliers(patches)
         cosines = self._cosines(trunk, outliers)
         patches = repair(patches, outliers, trunk.grid, lonely="kept")
         patches = aggregate(thresholded(cosines), patches)

@@ -10,7 +10,7 @@ from .calibration import (
     calibrated_block,
     check_blocks,
     cosine_similarity,
-    densest_outliers,
+    local_outliers,
     repair,
     strongest,
     sum_of_blocks,
@@ -118,7 +118,7 @@ class SFP(BaseMethod):
         if not self.purify:
             return patches.new_zeros(patches.shape[:2], dtype=torch.bool)
         if self.pm == "LOF":
-            return densest_outliers(patches)
+            return local_outliers(patches)
         if self.pm == "L2":
             return strongest(patches.float().norm(dim=-1), MAX_OUTLIERS)
         (attention,) = trunk.attention.values()

@@ -17,7 +17,7 @@ from freecp_d2.clip.methods.calibration import (
     calibrated_block,
     check_blocks,
     cosine_similarity,
-    densest_outliers,
+    local_outliers,
     outlier_factors,
     repair,
     strongest,
@@ -93,7 +93,7 @@ def test_outliers_are_above_the_quantile_of_the_factors(count):
     """Each image by itself, also where the tokens lie far from the origin."""
     tokens = numbers(2, 3, count, 5) * torch.tensor([1.0, 0.1, 30.0]).view(3, 1, 1) + 20
     tokens[1, 7] += 3
-    factors, outliers = outlier_factors(tokens), densest_outliers(tokens)
+    factors, outliers = outlier_factors(tokens), local_outliers(tokens)
     for image in range(3):
         expected = factors_by_loops(tokens[image].double().numpy())
         np.testing.assert_allclose(factors[image].numpy(), expected, rtol=1e-3)
@@ -106,16 +106,16 @@ def test_thirty_patches_have_no_outliers_and_the_log_says_so_once(caplog):
     calibration._say_that_there_are_too_few.cache_clear()
     with caplog.at_level(logging.WARNING):
         for count in (1, 30, 30):
-            assert not densest_outliers(numbers(3, 2, count, 4)).any()
+            assert not local_outliers(numbers(3, 2, count, 4)).any()
     (record,) = caplog.records
     assert "30 patches or fewer" in record.getMessage()
-    assert densest_outliers(numbers(3, 2, 31, 4)).any()
+    assert local_outliers(numbers(3, 2, 31, 4)).any()
 
 
 def test_equal_tokens_have_no_outliers():
     tokens = torch.ones(2, 40, 4)
     tokens[1] = numbers(4, 40, 4)
-    assert densest_outliers(tokens).any(dim=1).tolist() == [False, True]
+    assert local_outliers(tokens).any(dim=1).tolist() == [False, True]
 
 
 @given(seed=st.integers(0, 99), size=st.integers(1, 15), count=st.integers(1, 12))

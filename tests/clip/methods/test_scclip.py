@@ -9,7 +9,7 @@ from freecp_d2.clip.methods.calibration import (
     calibrated_attention,
     calibrated_block,
     cosine_similarity,
-    densest_outliers,
+    local_outliers,
     outlier_factors,
     repair,
     sum_of_blocks,
@@ -41,7 +41,7 @@ def test_features_are_the_published(name, recorded):
     close(clip.base_method.patches(trunk), expected["tokens"], 1e-4)
     patches = trunk.tokens[:, 1:]
     close(outlier_factors(patches)[0], expected["lof_scores"])
-    outliers = densest_outliers(patches)
+    outliers = local_outliers(patches)
     assert outliers[0].nonzero().flatten().equal(expected["outliers"])
     close(repair(patches, outliers, trunk.grid, "kept")[0], expected["repaired"], 1e-4)
 
@@ -51,7 +51,7 @@ def test_every_step_is_the_published(recorded):
     expected = recorded.tensors("features")
     clip = recorded.clip()
     trunk, _ = clip._run(recorded.image("image"), record_attention=False)
-    outliers = densest_outliers(trunk.tokens[:, 1:])
+    outliers = local_outliers(trunk.tokens[:, 1:])
     middle = repair(trunk.block_tokens[8][:, 1:], outliers, trunk.grid, "kept")
     similarity = cosine_similarity(middle)
     close(similarity, expected["similarity"])
