@@ -98,6 +98,22 @@ def add_freecp_config(cfg: CfgNode) -> None:
     # True: a component's box reaches the last column and row. False, as published: a box that
     # touches the right or bottom edge loses its last column or row.
     freecp.BOX_FULL_EXTENT = False
+    # Where FreeCP's affinity (METHOD.md step 3) comes from. "": CLIP. "TimmViT": the likeness of
+    # features of another ViT, such as DINO. "MaskFolder": class-agnostic masks on disk, such as
+    # SAM's. Others can be registered (freecp_d2.affinity.AFFINITY_PROVIDERS, docs/affinity.md).
+    freecp.AFFINITY_PROVIDER = ""
+    # TimmViT: the name of a ViT of timm that was trained without classes, and the path of its
+    # state dict (.safetensors, or .pth, which is never unpickled beyond tensors). "": timm's own
+    # weights, from the Hugging Face hub.
+    freecp.AFFINITY_VIT = "vit_base_patch8_224.dino"
+    freecp.AFFINITY_VIT_WEIGHTS = ""
+    # As ProxyCLIP has them: cosines below BETA times their mean over the window are cut off, and
+    # GAMMA times the others go through a softmax.
+    freecp.AFFINITY_VIT_BETA = 1.2
+    freecp.AFFINITY_VIT_GAMMA = 3.0
+    # MaskFolder: the folder with the masks of every image by its name: <stem>.json (COCO's RLE),
+    # <stem>.png (a label map) or <stem>/ (a PNG a mask); see freecp_d2.affinity.read_masks.
+    freecp.AFFINITY_MASKS = ""
     # Class -> sentences about it, read by the ambiguity stage: JSON, or a Python module of one dict
     # literal, which is not run (see freecp_d2.data.load_descriptions). "": the templates.
     freecp.DESCRIPTIONS = ""

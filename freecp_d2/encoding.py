@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .affinity import AffinityProvider, SourceImage, WindowAffinity
 from .clip import DenseCLIP, DenseFeatures, Reread
 from .sliding_window import Window, patch_padding
 from .timing import StageTimer
@@ -137,9 +138,14 @@ def check_pixel_values(name: str, values: Sequence[float]) -> None:
         )
 
 
-def encode_windows(encoder: DenseCLIP, windows: list[Window], pixels: Tensor) -> EncodedWindows:
-    """All that CLIP sees in windows (B, 3, H, W)."""
-    features = encoder(pixels)
+def encode_windows(
+    encoder: DenseCLIP,
+    windows: list[Window],
+    pixels: Tensor,
+    affinity: WindowAffinity | None = None,
+) -> EncodedWindows:
+    """All that CLIP sees in windows (B, 3, H, W), with `affinity` in place of its attention."""
+    features = encoder(pixels) if affinity is None else encoder(pixels, affinity(windows, pixels))
     return EncodedWindows(windows, pixels, (0, 0, 0, 0), features.patches, features.grid, features)
 
 
@@ -158,6 +164,7 @@ def encode_images(
     images: list[Tensor],
     batches: Sequence[list[Window]],
     encoder: DenseCLIP,
+    provider: AffinityProvider | None,
     timer: StageTimer,
     *,
     base: bool,
@@ -168,28 +175,55 @@ def encode_images(
     Args:
         images: (3, H, W) of each, normalised.
         batches: their windows, those of a batch of equal size.
+        provider: of the affinity; None: CLIP's attention.
         timer: of the stage "encode".
         base: what a base method alone needs, and nothing else.
         pad: for it, windows are zero-padded to whole patches.
+
+    Raises:
+        AffinityFault: the provider lacks something of an image; it names the file.
     """
+    names = [name_of(x) for x in batched_inputs]
+    sizes = [
+        (x.get("height", x["image"].shape[1]), x.get("width", x["image"].shape[2]))
+        for x in batched_inputs
+    ]
+    affinity: WindowAffinity | None = None
+    if provider is not None and not base:
+        with timer.stage("encode", images[0].device):
+            sources = _sources(names, sizes, images, batches)
+            affinity = provider.of_images(sources, encoder.patch_size)
 
     def timed(windows: list[Window]) -> EncodedWindows:
         pixels = torch.stack([images[w.image][:, w.rows, w.columns] for w in windows])
         with timer.stage("encode", pixels.device):
             if base:
                 return encode_base_windows(encoder, windows, pixels, pad)
-            return encode_windows(encoder, windows, pixels)
+            return encode_windows(encoder, windows, pixels, affinity)
 
     return EncodedImages(
-        names=[name_of(x) for x in batched_inputs],
+        names=names,
         images=images,
-        output_sizes=[
-            (x.get("height", x["image"].shape[1]), x.get("width", x["image"].shape[2]))
-            for x in batched_inputs
-        ],
+        output_sizes=sizes,
         num_windows=sum(map(len, batches)),
         batches=(timed(batch) for batch in batches),
     )
+
+
+def _sources(
+    names: Sequence[str],
+    sizes: Sequence[tuple[int, int]],
+    images: Sequence[Tensor],
+    batches: Sequence[list[Window]],
+) -> list[SourceImage]:
+    windows: list[list[Window]] = [[] for _ in images]
+    for batch in batches:
+        for window in batch:
+            windows[window.image].append(window)
+    return [
+        SourceImage(name, size, (image.shape[1], image.shape[2]), of_image)
+        for name, size, image, of_image in zip(names, sizes, images, windows, strict=True)
+    ]
 
 
 def at_least_a_patch(image: Tensor, patch: Sequence[int]) -> Tensor:

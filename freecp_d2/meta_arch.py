@@ -8,6 +8,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
+from .affinity import AffinityProvider, build_affinity
 from .clip import DenseCLIP
 from .clip.build import build_clip
 from .clip.text import TextEncoder
@@ -38,6 +39,7 @@ class FreeCP(nn.Module):
         vocabulary: the classes, in words; None: see :meth:`set_vocabulary`.
         descriptions: class name -> sentences about it.
         head: the purification.
+        affinity: gives the head its affinity; None: CLIP's attention does.
         enabled: False: :meth:`forward` runs the base method alone (METHOD.md step 8).
         output: "sem_seg", or "label_map" for labels without the cost of a score at every pixel.
         window, stride: in pixels. Either 0: the whole image at once.
@@ -62,6 +64,7 @@ class FreeCP(nn.Module):
         vocabulary: Vocabulary | None,
         descriptions: Mapping[str, Sequence[str]],
         head: PurificationHead,
+        affinity: AffinityProvider | None = None,
         enabled: bool = True,
         output: str = "sem_seg",
         window: int,
@@ -78,6 +81,7 @@ class FreeCP(nn.Module):
         self.encoder = encoder
         self.text_encoder = text_encoder
         self.head = head
+        self.affinity = affinity
         self.enabled = enabled
         self.output = output
         self.window = window
@@ -112,6 +116,7 @@ class FreeCP(nn.Module):
             "encoder": encoder,
             "text_encoder": text_encoder,
             "head": PurificationHead(cfg),
+            "affinity": build_affinity(cfg),
             "enabled": freecp.ENABLED,
             "output": freecp.OUTPUT,
             "window": freecp.WINDOW,
@@ -253,6 +258,5 @@ class FreeCP(nn.Module):
         batches = window_batches(images, self.window, self.stride, self.batch_size)
         once = self.protocol.resamples_once(self.window, self.stride)
         pad = self.protocol.partial_patches == "pad" and not once
-        return encode_images(
-            batched_inputs, images, batches, self.encoder, self.timer, base=base, pad=pad
-        )
+        parts = self.encoder, self.affinity, self.timer
+        return encode_images(batched_inputs, images, batches, *parts, base=base, pad=pad)

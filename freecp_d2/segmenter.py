@@ -122,16 +122,22 @@ class Segmenter:
         return Request(purifies, words, thresholds, "sem_seg" if scores_map else "label_map")
 
     def encode(
-        self, images: Sequence[Any], base: bool, windows_done: WindowsDone = None
+        self,
+        images: Sequence[Any],
+        base: bool,
+        windows_done: WindowsDone = None,
+        names: Sequence[Any] | None = None,
     ) -> tuple[list[np.ndarray], list[dict[str, Any]], EncodedImages]:
         """Pixels of images, Detectron2's dicts of them, and what CLIP sees in their windows.
 
         Args:
             base: what a base method alone needs.
             windows_done: told of the progress.
+            names: of the images' files, where `images` are not these.
         """
         pixels = [as_pixels(image, self.mapper.exif_orientation) for image in images]
-        sources = [as_detectron2(*pair, self.mapper) for pair in zip(pixels, images, strict=True)]
+        pairs = zip(pixels, names or images, strict=True)
+        sources = [as_detectron2(*pair, self.mapper) for pair in pairs]
         return pixels, sources, self.model.encode(sources, base, windows_done)
 
     def segment(
@@ -149,19 +155,27 @@ class Segmenter:
         ]
 
     def segment_together(
-        self, images: Sequence[Any], request: Request, skip: bool = False
+        self,
+        images: Sequence[Any],
+        request: Request,
+        skip: bool = False,
+        names: Sequence[Any] | None = None,
     ) -> list[Any]:
         """The segmentations of images, which go through CLIP in batches.
 
         Args:
             skip: a :class:`FailedImage` in place of one that cannot be segmented.
+            names: see :meth:`encode`.
         """
         try:
-            pixels, _, windows = self.encode(images, base=not request.purifies)
+            pixels, _, windows = self.encode(images, not request.purifies, names=names)
             return list(self.segment(pixels, windows, request))
         except FAILURES as error:
             if not skip:
                 raise
             if len(images) == 1:
                 return [FailedImage(images[0], " ".join(str(error).split()))]
-        return [self.segment_together([image], request, skip)[0] for image in images]
+        return [
+            self.segment_together([image], request, skip, [name])[0]
+            for image, name in zip(images, names or images, strict=True)
+        ]

@@ -26,6 +26,7 @@ from freecp_d2 import (
     list_configs,
     load_config,
 )
+from freecp_d2.affinity import TimmViT
 from freecp_d2.cli import segment
 from freecp_d2.clip import base_method_names
 from freecp_d2.data import describe, load_descriptions
@@ -380,6 +381,23 @@ def base_method(name: str) -> Callable[[FreeCP], object]:
     return lambda model: getattr(model.encoder.base_method, name)
 
 
+def by_provider(name: str) -> tuple[str, str]:
+    return ("MODEL.FREECP.AFFINITY_PROVIDER", name)
+
+
+def affinity(name: str) -> Callable[[FreeCP], object]:
+    return lambda model: getattr(model.affinity, name)
+
+
+class StubViT(torch.nn.Module):
+    """Of :func:`freecp_d2.affinity.load_vit`, with what it was asked for."""
+
+    def __init__(self, name: str, weights: str):
+        super().__init__()
+        self.name, self.weights = name, weights
+        self.pretrained_cfg = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+
+
 def encoder(name: str) -> Callable[[FreeCP], object]:
     return lambda model: getattr(model.encoder, name)
 
@@ -471,6 +489,25 @@ REACHES: dict[str, tuple] = {
     **{f"MODEL.CLIP.RESCLIP.{key}": (*row, *OF_RESCLIP) for key, row in RESCLIP.items()},
     "MODEL.CLIP.TEXT_CACHE": ("cache", cached_files, 2),
     "MODEL.FREECP.AFFINITY": ("method", encoder("affinity"), "method"),
+    "MODEL.FREECP.AFFINITY_MASKS": (
+        *("docs", affinity("folder"), Path("docs")),
+        by_provider("MaskFolder"),
+        ("MODEL.FREECP.AFFINITY_MASKS", "configs"),
+    ),
+    "MODEL.FREECP.AFFINITY_PROVIDER": (
+        *("TimmViT", lambda model: type(model.affinity), TimmViT),
+        ("MODEL.FREECP.AFFINITY_MASKS", "configs"),
+    ),
+    "MODEL.FREECP.AFFINITY_VIT": (
+        *("vit", lambda model: model.affinity.vit.name, "vit"),
+        by_provider("TimmViT"),
+    ),
+    "MODEL.FREECP.AFFINITY_VIT_BETA": (0.5, affinity("beta"), 0.5, by_provider("TimmViT")),
+    "MODEL.FREECP.AFFINITY_VIT_GAMMA": (9.0, affinity("gamma"), 9.0, by_provider("TimmViT")),
+    "MODEL.FREECP.AFFINITY_VIT_WEIGHTS": (
+        *("vit.pth", lambda model: model.affinity.vit.weights, "vit.pth"),
+        by_provider("TimmViT"),
+    ),
     "MODEL.FREECP.AMBIGUITY": (False, head("ambiguity"), False),
     "MODEL.FREECP.AMBIGUITY_THRESHOLD": (0.3, head("ambiguity_threshold"), 0.3),
     "MODEL.FREECP.BACKGROUND_THRESHOLD": (
@@ -558,7 +595,8 @@ def test_every_key_has_its_entry():
 
 
 @pytest.mark.parametrize("key", REACHES)
-def test_every_key_reaches_what_it_is_for(key, config_of):
+def test_every_key_reaches_what_it_is_for(key, config_of, monkeypatch):
+    monkeypatch.setattr("freecp_d2.affinity.vit.load_vit", StubViT)
     value, look, expected, *rest = REACHES[key]
     others = [x for pair in rest for x in pair]
     usual = seen(config_of(*others), look)

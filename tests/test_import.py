@@ -48,7 +48,17 @@ ROOMS = (
         "meta_arch",
         "config",
     ),
-    *("segmentation", "scores", "pamr", "purify", "words", "encoding", "purification", "ops"),
+    *(
+        "segmentation",
+        "scores",
+        "pamr",
+        "purify",
+        "words",
+        "encoding",
+        "affinity",
+        "purification",
+        "ops",
+    ),
     *("clip", "sliding_window", "timing", "data", "coco", "distributed", "overlay", "fonts"),
     *(
         "ranks",

@@ -28,6 +28,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
+from ..affinity import AffinityFault
 from ..config import config_path, load_config
 from ..data.mapper import InferenceMapper
 from ..distributed import from_main, job_token, require_one_job
@@ -248,7 +249,7 @@ def evaluate_image(
         return
     try:
         evaluator.process([image], model([image]))
-    except ImageFault as error:
+    except (AffinityFault, ImageFault) as error:
         evaluator.fail(file, str(error))
     except Exception as error:
         if not memory_ran_out(error):

@@ -82,7 +82,7 @@ def load_clip(
             than tensors, do not fit the model, or are NaN or infinite, also only in that precision.
     """
     device = torch.device(device)
-    dtype = _dtype(precision, device)
+    dtype = dtype_of(precision, device)
     config = _config_of_file(local_path(name)) if name.endswith(".json") else _config_of_name(name)
     _require_clip_vit(name, config)
     tokenizer = _tokenizer(name, config["text_cfg"])
@@ -102,7 +102,12 @@ def load_clip(
     return model.to(device).eval().requires_grad_(False), tokenizer
 
 
-def _dtype(precision: str, device: torch.device) -> torch.dtype:
+def dtype_of(precision: str, device: torch.device) -> torch.dtype:
+    """What MODEL.CLIP.PRECISION is on a device.
+
+    Raises:
+        ValueError: it is none.
+    """
     if precision == "auto":
         precision = "fp16" if device.type == "cuda" else "fp32"
     if precision not in PRECISIONS:

@@ -27,7 +27,8 @@ def facts_of(cfg: CfgNode, model: FreeCP) -> dict[str, Any]:
     Returns:
         `method`, `enabled`, `redundancy`, `ambiguity`, `protocol`, `clip`, `pretrained` and
         `vocabulary` as in the config, `device`, `precision` as it ran ("fp16", never "auto"),
-        `words` and `descriptions`, `weights` (all three SHA-256), `versions`, and `config`, all of
+        `words`, `descriptions`, `weights` and `affinity_weights` (all SHA-256; the last None where
+        the affinity's provider has none), `versions`, and `config`, all of
         it as nested objects.
     """
     clip, freecp = cfg.MODEL.CLIP, cfg.MODEL.FREECP
@@ -45,6 +46,9 @@ def facts_of(cfg: CfgNode, model: FreeCP) -> dict[str, Any]:
         "words": model.vocabulary and hash_of_words(model.vocabulary),
         "descriptions": hash_of_descriptions(freecp.DESCRIPTIONS),
         "weights": hash_of_weights(model.encoder),
+        "affinity_weights": (
+            hash_of_weights(model.affinity) if isinstance(model.affinity, nn.Module) else None
+        ),
         "versions": {
             "freecp_d2": __version__,
             "detectron2": detectron2.__version__,
@@ -58,7 +62,7 @@ def facts_of(cfg: CfgNode, model: FreeCP) -> dict[str, Any]:
 ELSEWHERE = {
     *("OUTPUT_DIR", "DATASETS", "DATALOADER", "MODEL.DEVICE", "MODEL.CLIP.PRETRAINED"),
     *("MODEL.CLIP.TEXT_CACHE", "MODEL.FREECP.OUTPUT", "MODEL.FREECP.VOCABULARY"),
-    *("MODEL.FREECP.DESCRIPTIONS", "VERSION"),
+    *("MODEL.FREECP.DESCRIPTIONS", "MODEL.FREECP.AFFINITY_VIT_WEIGHTS", "VERSION"),
 }
 """Keys of the config that change no label, or only by words and weights, whose hashes are facts."""
 
@@ -72,7 +76,7 @@ def label_settings(facts: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
         Hashes and precision, and the keys of the config, such as MODEL.CLIP.METHOD, flat.
     """
-    keys = ("words", "descriptions", "weights", "precision")
+    keys = ("words", "descriptions", "weights", "affinity_weights", "precision")
     settings = {key: facts[key] for key in keys if key in facts}
     return settings | _relevant(facts.get("config", {}), "")
 

@@ -83,7 +83,7 @@ class Labeller:
     """Labels images, each by itself, so that its outputs depend on nothing else.
 
     Args:
-        segment: (H, W, 3) uint8 RGB -> segmentation. What it raises of
+        segment: (H, W, 3) uint8 RGB and the file's name -> segmentation. What it raises of
             :data:`freecp_d2.inputs.FAILURES`, or for memory, is the image's error.
         store: of the outputs.
         settings: a hash of what the labels depend on beside the image.
@@ -93,7 +93,7 @@ class Labeller:
 
     def __init__(
         self,
-        segment: Callable[[np.ndarray], Segmentation],
+        segment: Callable[[np.ndarray, str], Segmentation],
         store: Store,
         settings: str,
         outputs: Outputs,
@@ -155,7 +155,7 @@ class Labeller:
         error, result = loaded.error, None
         if loaded.pixels is not None:
             try:
-                result = self.segment(loaded.pixels)
+                result = self.segment(loaded.pixels, item.file_name)
             except Exception as exception:
                 error = _sentence(item, exception)
         if result is None:

@@ -57,7 +57,7 @@ def build_labeller(
     purifies = job.cfg.MODEL.FREECP.ENABLED
     request = Request(purifies, words.to(model.device), (None, None), "label_map")
     return Labeller(
-        lambda pixels: segmenter.segment_together([pixels], request)[0],
+        lambda pixels, name: segmenter.segment_together([pixels], request, names=[name])[0],
         store,
         hash_of_settings(settings),
         job.outputs,

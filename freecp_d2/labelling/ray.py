@@ -228,7 +228,7 @@ def _labeller_without_model(job: Job, store: Store, settings: dict[str, Any]) ->
     return Labeller(_no_model, store, hash_of_settings(settings), job.outputs, orientation)
 
 
-def _no_model(pixels: np.ndarray) -> Segmentation:
+def _no_model(pixels: np.ndarray, file_name: str) -> Segmentation:
     raise NotImplementedError("a reader has no model")
 
 

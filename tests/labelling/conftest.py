@@ -17,7 +17,9 @@ from freecp_d2.segmentation import RemovedClass, Segmentation, nothing_of
 CLASSES = ("dark", "grey", "light", "gone")
 
 
-def segment_by_brightness(pixels: np.ndarray, classes: tuple[str, ...] = CLASSES) -> Segmentation:
+def segment_by_brightness(
+    pixels: np.ndarray, file_name: str = "", classes: tuple[str, ...] = CLASSES
+) -> Segmentation:
     """A third of the brightness a class; the last is removed. A red image is an error."""
     red, green, blue = pixels.astype(int).reshape(-1, 3).mean(axis=0)
     if red > 200 and green < 50 and blue < 50:

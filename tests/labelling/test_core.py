@@ -64,7 +64,7 @@ def test_detectron2_reads_the_ids(photos, labeller):
 )
 def test_many_classes_have_16_bits(photos, store, segment, count, dtype, ignored):
     classes = tuple(f"class {i}" for i in range(count))
-    labeller = Labeller(lambda pixels: segment(pixels, classes), store, "", Outputs())
+    labeller = Labeller(lambda pixels, name: segment(pixels, name, classes), store, "", Outputs())
     Image.new("RGB", (4, 3)).save(photos / "000.png")  # black is nothing
     labels = pixels_of(label_of(labeller, next(read_items(photos))).files, "labels/000.png")
     assert labels.dtype == dtype and (labels == ignored).all()
@@ -92,7 +92,7 @@ def test_a_confidence_is_of_0_to_1(value):
 
 
 def test_a_base_method_has_the_classes_of_its_label_map(photos, store, segment):
-    def base(pixels):
+    def base(pixels, name):
         nan = np.full(4, np.nan, np.float32)
         return dataclasses.replace(segment(pixels), consistency=nan, removed=[])
 
@@ -102,7 +102,7 @@ def test_a_base_method_has_the_classes_of_its_label_map(photos, store, segment):
 
 
 def test_classes_that_stay_without_any_removed(photos, store, segment):
-    def kept(pixels):
+    def kept(pixels, name):
         return dataclasses.replace(segment(pixels), removed=[])
 
     record = label_of(Labeller(kept, store, "", Outputs()), next(read_items(photos))).record
@@ -129,7 +129,7 @@ def test_what_is_wrong_with_an_image_is_its_record(photos, labeller):
     "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
 )
 def test_memory_that_ran_out_is_the_images_fault(photos, store, error):
-    def fail(pixels):
+    def fail(pixels, name):
         raise error
 
     record = label_of(Labeller(fail, store, "", Outputs()), next(read_items(photos))).record
@@ -137,7 +137,7 @@ def test_memory_that_ran_out_is_the_images_fault(photos, store, error):
 
 
 def test_a_fault_of_the_code_is_none_of_the_image(photos, store):
-    labeller = Labeller(lambda pixels: pixels.nonsense, store, "", Outputs())
+    labeller = Labeller(lambda pixels, name: pixels.nonsense, store, "", Outputs())
     with pytest.raises(AttributeError):
         label_of(labeller, next(read_items(photos)))
 
