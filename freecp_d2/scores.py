@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .data.benchmarks.protocols import BaseProtocol
 from .encoding import EncodedImages
-from .pamr import pamr
+from .ops import pamr
 from .purification.stages import to_device
 from .purify import PurifiedWindows
 from .sliding_window import Window, WindowMean, upsample, upsample_rows

@@ -19,7 +19,6 @@ from freecp_d2.clip.methods import base_method
 from freecp_d2.clip.text import TextEncoder
 from freecp_d2.data import Vocabulary
 from freecp_d2.data.benchmarks.protocols import PAPER, BaseProtocol
-from freecp_d2.pamr import pamr
 from freecp_d2.purification import PurificationHead
 
 FOLDER = Path(__file__).parent / "data" / "base_methods"
@@ -185,11 +184,3 @@ def test_label_maps_of_sc_clip_and_sfp_are_the_published(authors, name):
     torch.testing.assert_close(ours[1:], scores[1:], atol=1e-5, rtol=0)
     torch.testing.assert_close(ours[0][~below], scores[0][~below], atol=1e-5, rtol=0)
     assert (ours[0][below] == 1).all()
-
-
-@pytest.mark.parametrize("name", json.loads((FOLDER / "pamr" / "cases.json").read_text()))
-def test_pixel_adaptive_refinement_is_the_published(name):
-    case = json.loads((FOLDER / "pamr" / "cases.json").read_text())[name]
-    tensors = load_file(FOLDER / "pamr" / f"{name}.safetensors")
-    refined = pamr(tensors["image"], tensors["masks"], case["steps"], case["dilations"])
-    torch.testing.assert_close(refined, tensors["refined"], atol=1e-5, rtol=0)

@@ -13,7 +13,7 @@ from torch import Tensor
 from freecp_d2 import scores
 from freecp_d2.data import Vocabulary
 from freecp_d2.data.benchmarks.protocols import SAME, BaseProtocol
-from freecp_d2.pamr import pamr
+from freecp_d2.ops import pamr
 from freecp_d2.words import Words
 
 IMAGE = torch.zeros(3, 4, 4)
@@ -174,13 +174,3 @@ def test_class_scores_are_the_best_of_the_queries():
     assert scores.class_scores(values[:, 0, 0], torch.zeros(5).long(), 1).tolist() == [
         values[:, 0, 0].max()
     ]
-
-
-@pytest.mark.parametrize("size", [(5, 6), (6, 5), (4, 4), (5, 5)])
-def test_refined_maps_are_resampled_to_the_image_first(size):
-    image = torch.rand(1, 3, 5, 5, generator=torch.Generator().manual_seed(0))
-    maps = torch.rand(1, 2, *size, generator=torch.Generator().manual_seed(1))
-    larger = F.interpolate(maps, (5, 5), mode="bilinear", align_corners=True)
-    found = pamr(image, maps, 2, (1, 2))
-    torch.testing.assert_close(found, pamr(image, larger, 2, (1, 2)))
-    assert found.shape == (1, 2, 5, 5) and (found - larger).abs().max() > 1e-3

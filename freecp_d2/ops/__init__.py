@@ -9,13 +9,14 @@ Quotients are rounded as IEEE 754 says on every device, and what is promised to 
 clamped to it: Triton's own `/` may be a step off, and a map just above 1 is no map any more.
 
 CUDA takes the Triton kernels, launched without a wait. float64 takes the composite of PyTorch calls
-there, save in :func:`box_mask`. The CPU has implementations of its own for :func:`box_mask` and
-:func:`sinkhorn_affinity`; every other device takes the composites.
+there, save in :func:`box_mask`. The CPU has implementations of its own for :func:`box_mask`,
+:func:`pamr` and :func:`sinkhorn_affinity`; every other device takes the composites.
 """
 
 from .box_mask import box_mask, component_boxes
+from .pamr import pamr
 from .refine import refine
 from .sinkhorn_affinity import sinkhorn_affinity
 from .soft_iou import soft_iou
 
-__all__ = ["box_mask", "component_boxes", "refine", "sinkhorn_affinity", "soft_iou"]
+__all__ = ["box_mask", "component_boxes", "pamr", "refine", "sinkhorn_affinity", "soft_iou"]

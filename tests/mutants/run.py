@@ -51,10 +51,6 @@ TARGETS: dict[str, list[str]] = {
     "freecp_d2/clip/methods/sfp.py": ["tests/clip/methods/test_sfp.py"],
     "freecp_d2/clip/loading.py": ["tests/clip/test_loading.py"],
     "freecp_d2/clip/text.py": ["tests/clip/test_text.py"],
-    "freecp_d2/pamr.py": [
-        f"{PROTOCOLS}::test_pixel_adaptive_refinement_is_the_published",
-        "tests/test_scores.py",
-    ],
     "freecp_d2/scores.py": [
         "tests/test_scores.py",
         f"{PROTOCOLS}::test_label_maps_are_the_published",
@@ -74,6 +70,7 @@ TARGETS: dict[str, list[str]] = {
     "freecp_d2/labelling/worker.py": ["tests/labelling/test_worker.py"],
     "freecp_d2/ops/_checks.py": ["tests/ops/test_refine.py", "tests/ops/test_soft_iou.py"],
     "freecp_d2/ops/box_mask.py": ["tests/ops/test_box_mask.py", *OPS],
+    "freecp_d2/ops/pamr.py": ["tests/ops/test_pamr.py", *OPS],
     "freecp_d2/ops/refine.py": ["tests/ops/test_refine.py", *OPS],
     "freecp_d2/ops/sinkhorn_affinity.py": ["tests/ops/test_sinkhorn_affinity.py", *OPS],
     "freecp_d2/ops/soft_iou.py": ["tests/ops/test_soft_iou.py", *OPS],

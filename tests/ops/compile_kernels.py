@@ -18,6 +18,7 @@ from triton.compiler import ASTSource
 from triton.runtime import JITFunction
 
 from freecp_d2.ops.box_mask import box_mask_triton
+from freecp_d2.ops.pamr import pamr_triton
 from freecp_d2.ops.refine import refine_triton
 from freecp_d2.ops.sinkhorn_affinity import sinkhorn_affinity_triton
 from freecp_d2.ops.soft_iou import soft_iou_triton
@@ -71,7 +72,7 @@ def compile_launch(
             "binary": len(binary.asm["cubin"]),
             "shared": binary.metadata.shared,
             "warps": binary.metadata.num_warps,
-            "divisions": sorted(set(re.findall(r"\b(?:div|rcp)\.[\w.]+", binary.asm["ptx"]))),
+            "divisions": sorted(set(re.findall(r"\b(?:div|rcp)\.[\w.]*f\d+", binary.asm["ptx"]))),
             "phases": phases_of(binary.asm["ptx"]),
         }
     )
@@ -90,11 +91,13 @@ if __name__ == "__main__":
             sinkhorn_affinity_triton(affinity)
             refine_triton(affinity, maps, maps)
             soft_iou_triton(maps[0])
+            pamr_triton(maps[:, :3], maps, 3, (8, 16))
     # What Triton makes constants: sizes and strides of 1. More maps than pixels: D is squared.
     maps, affinity = torch.zeros(1, 2, 1, 1), torch.zeros(1, 1, 1)
     box_mask_triton(maps, 0.4, True)
     sinkhorn_affinity_triton(affinity)
     refine_triton(affinity, maps, maps)
     soft_iou_triton(maps[0, :1])
+    pamr_triton(maps[:, :1], maps, 1, (1, 2, 4, 8, 12, 24))
     box_mask_triton(torch.zeros(1, 1, 128, 128, dtype=torch.float64))
     print(json.dumps(compiled))

@@ -15,6 +15,8 @@ KERNELS = {
     "_product_kernel",
     "_min_max_kernel",
     "_soft_iou_kernel",
+    "_weights_kernel",
+    "_step_kernel",
 }
 # Bytes of shared memory that a program can have, from the CUDA C++ Programming Guide.
 SHARED = {80: 163 * 1024, 90: 227 * 1024}
@@ -40,7 +42,9 @@ def test_kernels_compile_ahead_of_time(tmp_path, sm):
         # Not div.full or rcp.approx: a quotient of equal numbers is 1, and no map exceeds it.
         assert set(launch["divisions"]) <= {"div.rn.f32"}, launch
     dividing = {x["kernel"] for x in launches if x["divisions"]}
-    assert dividing == {"_reciprocal_sum_kernel", "_min_max_kernel", "_soft_iou_kernel"}
+    assert dividing == {
+        *("_reciprocal_sum_kernel", "_min_max_kernel", "_soft_iou_kernel", "_weights_kernel"),
+    }
     # Triton's interpreter runs a program's threads in step and sees no barrier; the code for a GPU
     # shows where they stand. With one warp the compiler adds none of its own for reductions. A map
     # is loaded and the planes are set; then, with a barrier at every step, labels are compared,

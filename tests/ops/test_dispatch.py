@@ -8,11 +8,11 @@ import torch
 
 from freecp_d2 import ops
 
-NAMES = ["sinkhorn_affinity", "box_mask", "refine", "soft_iou"]
+NAMES = ["sinkhorn_affinity", "box_mask", "refine", "soft_iou", "pamr"]
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
-def arguments(name: str, device: str) -> tuple[torch.Tensor, ...]:
+def arguments(name: str, device: str) -> tuple:
     generator = torch.Generator().manual_seed(0)
     affinity = torch.rand(2, 30, 30, generator=generator).to(device)
     maps = torch.rand(2, 4, 5, 6, generator=generator).to(device)
@@ -21,6 +21,7 @@ def arguments(name: str, device: str) -> tuple[torch.Tensor, ...]:
         "box_mask": (maps,),
         "refine": (affinity, maps, maps.round()),
         "soft_iou": (maps[0],),
+        "pamr": (maps[:, :3], maps, 2, [1, 8]),
     }[name]
 
 
@@ -39,7 +40,7 @@ def test_the_kernel_is_registered_for_cuda(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_other_devices_know_the_result(name):
-    args = [x.to("meta") for x in arguments(name, "cpu")]
+    args = arguments(name, "meta")
     result = getattr(ops, name)(*args)
     expected = getattr(ops, name)(*arguments(name, "cpu"))
     assert result.is_meta and result.shape == expected.shape and result.dtype == expected.dtype
