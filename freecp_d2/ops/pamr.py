@@ -262,10 +262,12 @@ def _strips(size: Sequence[int], dilations: Sequence[int]) -> list[tuple[slice, 
 
     inner = spans(reach, height - reach)
     outer = spans(0, reach) + spans(max(reach, height - reach), height)
-    shared = positions(*inner[0], 0) if inner else None
     strips = [(top, bottom, 0, positions(top, bottom, 0)) for top, bottom in outer]
-    for top, bottom in inner:
-        strips.append((top, bottom, top - reach, shared[: (bottom - top) * width * len(steps)]))
+    if inner:
+        shared = positions(*inner[0], 0)
+        for top, bottom in inner:
+            index = shared[: (bottom - top) * width * len(steps)]
+            strips.append((top, bottom, top - reach, index))
     return [(slice(t * width, b * width), first * width, index) for t, b, first, index in strips]
 
 

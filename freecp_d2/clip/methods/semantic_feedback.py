@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...pamr import pamr
+from ...ops import pamr
 
 PAMR_STEPS = 10
 PAMR_DILATIONS = (8, 16)
