@@ -12,7 +12,7 @@ from ...ops import pamr
 
 PAMR_STEPS = 10
 PAMR_DILATIONS = (8, 16)
-PIXEL_VALUES = 2**25
+PIXEL_VALUES = 2**23
 """How many similarities of queries at pixels exist at once."""
 
 
@@ -100,6 +100,7 @@ def _path_weights(labels: Tensor) -> Tensor:
     row_distance = (rows[:, None] - rows).abs()[:, :, None, None]
     distance = row_distance.maximum((columns[:, None] - columns).abs()).to(device)
     longest = max(height, width, 2) - 1
+    labels = labels.int()
     start = labels[:, :, None, :, None]
     leaves = torch.zeros(len(labels), *distance.shape, dtype=torch.bool, device=device)
     # On the CPU, whatever the labels' device: which cell half a step falls into hangs on rounding.
@@ -108,9 +109,9 @@ def _path_weights(labels: Tensor) -> Tensor:
             ((1 - share) * place[:, None] + share * place).round().long().to(device)
             for place in (rows, columns)
         )
-        leaves |= (labels[:, row][..., column] != start) & (distance >= step)
-    weight = torch.exp(-distance / longest)
-    return torch.where(leaves, weight, 1.0)
+        seen = labels[:, :, column].index_select(1, row.flatten()).view(leaves.shape)
+        leaves |= seen.ne(start).logical_and_(distance >= step)
+    return torch.where(leaves, torch.exp(-distance / longest), 1.0)
 
 
 def _smooth_rows(values: Tensor, std: float) -> Tensor:
