@@ -5,13 +5,14 @@
 # make racecheck  the operators' kernels under NVIDIA's compute-sanitizer, on a GPU
 # make mutants    change the code in one place at a time, and count what the tests do not notice
 # make bench   time FreeCP against the bare CLIP forward and a plain transcription; tables, output/bench
+# make compare all base methods, alone and with FreeCP, on the embedded benchmark and, where CAMVID_ROOT is, on CamVid
 # make configs write configs/ from its table anew, configs/generate.py
 # make lint    ruff and mypy            make lock      write requirements.lock anew
 #
 # Each sets up .venv first, once. BASE_PYTHON=/path/to/python chooses the interpreter (3.11 or later) it is made of.
 
 .POSIX:
-.PHONY: install demo pictures test crash test-gpu racecheck mutants bench configs lint lock
+.PHONY: install demo pictures test crash test-gpu racecheck mutants bench compare configs lint lock
 
 VENV = .venv
 PYTHON = $(VENV)/bin/python
@@ -60,6 +61,9 @@ mutants: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(PYTHON) tests/benchmarks/bench.py --output output/bench
+
+compare: $(INSTALLED)
+	$(PYTHON) projects/BaseMethods/compare.py --output output/compare
 
 configs: $(INSTALLED)
 	$(PYTHON) configs/generate.py
