@@ -47,6 +47,11 @@ TARGETS: dict[str, list[str]] = {
     "freecp_d2/clip/blocks.py": DENSE,
     "freecp_d2/clip/dense.py": DENSE,
     "freecp_d2/clip/methods/calibration.py": ["tests/clip/methods/test_calibration.py"],
+    "freecp_d2/clip/methods/pearl.py": ["tests/clip/methods/test_pearl.py"],
+    "freecp_d2/clip/methods/resclip.py": ["tests/clip/methods/test_resclip.py"],
+    "freecp_d2/clip/methods/semantic_feedback.py": [
+        "tests/clip/methods/test_semantic_feedback.py",
+    ],
     "freecp_d2/clip/methods/scclip.py": ["tests/clip/methods/test_scclip.py"],
     "freecp_d2/clip/methods/sfp.py": ["tests/clip/methods/test_sfp.py"],
     "freecp_d2/clip/loading.py": ["tests/clip/test_loading.py"],

@@ -104,11 +104,12 @@ def _path_weights(labels: Tensor) -> Tensor:
     start = labels[:, :, None, :, None]
     leaves = torch.zeros(len(labels), *distance.shape, dtype=torch.bool, device=device)
     # On the CPU, whatever the labels' device: which cell half a step falls into hangs on rounding.
-    for step, share in enumerate(torch.linspace(0, 1, longest + 1)):
-        row, column = (
-            ((1 - share) * place[:, None] + share * place).round().long().to(device)
-            for place in (rows, columns)
-        )
+    shares = torch.linspace(0, 1, longest + 1)[:, None, None]
+    samples = (
+        ((1 - shares) * places[:, None] + shares * places).round().long().to(device)
+        for places in (rows, columns)
+    )
+    for step, (row, column) in enumerate(zip(*samples, strict=True)):
         seen = labels[:, :, column].index_select(1, row.flatten()).view(leaves.shape)
         leaves |= seen.ne(start).logical_and_(distance >= step)
     return torch.where(leaves, torch.exp(-distance / longest), 1.0)
@@ -116,12 +117,12 @@ def _path_weights(labels: Tensor) -> Tensor:
 
 def _smooth_rows(values: Tensor, std: float) -> Tensor:
     """Rows of (B, M, N) convolved with a Gaussian, zeros beyond their ends."""
-    length = min(values.shape[2], int(6 * std + 1))
-    half = length // 2
-    offsets = torch.arange(-half, half + 1, device=values.device)
-    kernel = torch.exp(-offsets.square() / (2 * std**2))
-    kernel = (kernel / kernel.sum())[None, None]
-    return F.conv1d(values.reshape(-1, 1, values.shape[2]), kernel, padding=half).view_as(values)
+    positions = torch.arange(values.shape[2], device=values.device)
+    reach = min(len(positions), int(6 * std + 1)) // 2
+    offsets = (positions[:, None] - positions).abs()
+    weights = torch.exp(-offsets.square() / (2 * std**2)).masked_fill(offsets > reach, 0)
+    taps = torch.arange(-reach, reach + 1, device=values.device)
+    return values @ (weights / torch.exp(-taps.square() / (2 * std**2)).sum())
 
 
 def attention_bonus(bonus: Tensor, temperature: float, weight: float) -> Tensor:

@@ -111,6 +111,28 @@ def test_no_correlation_gives_no_nan():
     assert polar_factor(torch.zeros(1, 4, 4), 5).isfinite().all()
 
 
+def test_defaults_are_the_published(model):
+    assert DenseCLIP(model, "pearl").base_method.options() == {
+        **{"use_kk": True, "alpha_kk": 0.08, "align_solver": "polar", "polar_iters": 5},
+        "last_block": "",
+    }
+
+
+def test_options_change_the_features(model):
+    def patches(**options) -> Tensor:
+        return DenseCLIP(model, "pearl", **options)(windows(1)).patches
+
+    usual = patches()
+    assert usual.equal(patches(last_block="projection", polar_iters=5, alpha_kk=0.08))
+    assert patches(use_kk=False).equal(patches(alpha_kk=0.0))
+    changed = [
+        *({"use_kk": False}, {"alpha_kk": 0.3}, {"align_solver": "svd"}, {"polar_iters": 0}),
+        *({"last_block": "mlp"}, {"last_block": "residual"}),
+    ]
+    for options in changed:
+        assert (patches(**options) - usual).abs().max() > 1e-4, options
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_lower_precision_stays_near(dtype, model):
     x = windows(2)
