@@ -87,10 +87,11 @@ def printable(text: str) -> str:
 def method_of(results: Mapping[str, Any]) -> str:
     """What was evaluated, as a row of the paper's table is called: clearclip + FreeCP."""
     method = str(results.get("method", "model"))
-    if not results.get("enabled"):
-        return method
-    off = [stage for stage in ("redundancy", "ambiguity") if results.get(stage) is False]
-    return f"{method} + FreeCP" + (f" without {' and '.join(off)}" if off else "")
+    if results.get("enabled"):
+        off = [stage for stage in ("redundancy", "ambiguity") if results.get(stage) is False]
+        method += " + FreeCP" + (f" without {' and '.join(off)}" if off else "")
+    refine = str(results.get("refine", "none"))
+    return method if refine == "none" else f"{method} + {refine.upper()}"
 
 
 def settings_of(results: Mapping[str, Any]) -> dict[str, str]:

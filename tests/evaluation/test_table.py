@@ -129,9 +129,10 @@ def test_rows_and_differences():
         [
             result("scenes_val", 40.6, images=200, clip="x.json"),
             result(),
-            result(miou=24.3, enabled=False),
+            result(miou=24.3, enabled=False, refine="none"),
             result(miou=20.0, method="naclip"),
             result(miou=25.0, ambiguity=False),
+            result(miou=27.0, refine="pamr"),
             result("voc_2012_val_21_sem_seg", None, images=1449),
         ]
     )
@@ -139,6 +140,7 @@ def test_rows_and_differences():
         ["VOC21", "clearclip + FreeCP", "1449", "-", "64.5 \\*", "-"],
         ["COCO-Stuff 164K", "clearclip", "5000", "24.30", "23.9 \\*", "+0.40"],
         ["COCO-Stuff 164K", "clearclip + FreeCP", "5000", "26.04", "26.1 \\*", "-0.06"],
+        ["COCO-Stuff 164K", "clearclip + FreeCP + PAMR", "5000", "27.00", "-", "-"],
         ["COCO-Stuff 164K", "clearclip + FreeCP without ambiguity", "5000", "25.00", "-", "-"],
         ["COCO-Stuff 164K", "naclip + FreeCP", "5000", "20.00", "-", "-"],
         ["scenes_val", "clearclip + FreeCP", "200", "40.60", "-", "-"],
