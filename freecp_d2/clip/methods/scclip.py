@@ -65,7 +65,7 @@ class SCCLIP(BaseMethod):
             },
         )
         blocks = {self.pre_adjust_idx, self.post_adjust_idx, *range(start, end)}
-        return Reads(tokens=tuple(sorted(blocks)))
+        return Reads(tokens=tuple(blocks))
 
     def similarity(self, trunk: Trunk) -> Tensor:
         """The weights of the first means: cosines of at least 0.4 in block `pre_adjust_idx`."""

@@ -87,7 +87,7 @@ class SFP(BaseMethod):
         )
         blocks = {self.pre_adjust_idx, self.post_adjust_idx, *range(self.cross_s, self.cross_e)}
         by_attention = self.purify and self.pm == "SOM"
-        return Reads(tokens=tuple(sorted(blocks)), attention=(last,) * by_attention)
+        return Reads(tokens=tuple(blocks), attention=(last,) * by_attention)
 
     def similarity(self, trunk: Trunk) -> Tensor:
         """The weights of the first means: cosines of at least 0.4 in block `pre_adjust_idx`."""

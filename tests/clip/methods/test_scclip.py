@@ -118,6 +118,11 @@ def test_blocks_that_a_tower_has_not(options, key):
         base_method("scclip")(**options).reads(6)
 
 
-def test_the_last_block_but_one_may_be_read():
-    options = {"pre_adjust_idx": 4, "post_adjust_idx": 4, "multi_start_idx": 4}
-    assert base_method("scclip")(**options, multi_end_idx=5).reads(6).tokens == (4,)
+@pytest.mark.parametrize("block", [0, 4])
+def test_the_first_block_and_the_last_but_one_may_be_read(block):
+    options = {"pre_adjust_idx": block, "post_adjust_idx": block, "multi_start_idx": block}
+    assert base_method("scclip")(**options, multi_end_idx=block + 1).reads(6).tokens == (block,)
+
+
+def test_the_defaults_are_the_published(recorded):
+    assert base_method("scclip").options() == recorded.cases["features"]["options"]

@@ -130,7 +130,19 @@ def test_attention_is_kept_for_som_alone():
     fits = {"pre_adjust_idx": 4, "cross_e": 5}
     for options, blocks in (({}, (4,)), ({"pm": "L2"}, ()), ({"purify": False}, ())):
         reads = base_method("sfp")(**fits, **options).reads(6)
-        assert reads.attention == blocks and reads.tokens == (3, 4)
+        assert reads.attention == blocks and set(reads.tokens) == {3, 4}
+
+
+def test_the_first_block_may_be_read():
+    fits = {"pre_adjust_idx": 0, "post_adjust_idx": 0, "cross_s": 0, "cross_e": 1}
+    assert base_method("sfp")(**fits).reads(6).tokens == (0,)
+
+
+def test_the_defaults_are_the_published():
+    assert base_method("sfp").options() == {
+        **{"pm": "SOM", "purify": True, "res_cls": 0.3},
+        **{"pre_adjust_idx": 8, "post_adjust_idx": 3, "cross_s": 3, "cross_e": 10},
+    }
 
 
 @torch.no_grad()
