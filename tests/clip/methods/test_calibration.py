@@ -88,7 +88,7 @@ def factors_by_loops(tokens: np.ndarray) -> np.ndarray:
     return np.array([radius[i] * np.mean(1 / radius[order[i]]) for i in range(len(tokens))])
 
 
-@pytest.mark.parametrize("count", [31, 32, 47, 80])
+@pytest.mark.parametrize("count", [31, 32, 41, 80])
 def test_outliers_are_above_the_quantile_of_the_factors(count):
     """Each image by itself, also where the tokens lie far from the origin."""
     tokens = numbers(2, 3, count, 5) * torch.tensor([1.0, 0.1, 30.0]).view(3, 1, 1) + 20
