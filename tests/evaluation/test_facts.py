@@ -65,7 +65,7 @@ def test_the_precision_is_that_of_the_matrices(precision):
 def test_all_of_a_config_is_json():
     cfg = load_config("configs/scenes/clearclip.yaml", ["MODEL.CLIP.NACLIP.GAUSSIAN_STD", "1e999"])
     plain = json.loads(json.dumps(_plain(cfg), allow_nan=False))
-    assert plain["MODEL"]["CLIP"]["GAUSSIAN_STD"] == "inf"
+    assert plain["MODEL"]["CLIP"]["NACLIP"]["GAUSSIAN_STD"] == "inf"
     assert plain["DATASETS"]["TEST"] == ["scenes_val"]
     assert plain["MODEL"].keys() == cfg.MODEL.keys() and plain.keys() == cfg.keys()
     assert plain["MODEL"]["FREECP"]["STRIDE"] == 56
