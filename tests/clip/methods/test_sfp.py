@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from freecp_d2.clip.methods import base_method
+from freecp_d2.clip.methods import Trunk, base_method
 from freecp_d2.clip.methods.calibration import (
     aggregate,
     calibrated_attention,
@@ -119,6 +119,24 @@ def test_half_precision_is_near(dtype, recorded):
 def test_blocks_that_a_tower_has_not(options, key):
     with pytest.raises(ValueError, match=rf"MODEL\.CLIP\.SFP\.{key}"):
         base_method("sfp")(**options).reads(6)
+
+
+def test_salient_patches_get_more_from_the_cls_token_than_from_themselves():
+    """Twice as much as 0.4 * 5 times, and not as much; the ten strongest; in each window."""
+    own = torch.full((2, 16), 0.5)
+    own[0, 3:] = 3.0
+    by_cls = torch.arange(1, 17).expand(2, 16) / 4
+    attention = torch.zeros(2, 17, 17)
+    attention[:, 0, 1:] = by_cls
+    attention[:, range(1, 17), range(1, 17)] = own
+    trunk = Trunk(None, torch.zeros(2, 17, 8), (4, 4), attention={4: attention})
+    first, second = base_method("sfp")(res_cls=0.4).outliers(trunk)
+    # 2 * 0.25 is no more than 0.5, nor 2 * 1.5 more than 3; twelve and fifteen others are.
+    assert first.nonzero().flatten().tolist() == [*range(6, 16)]
+    assert second.nonzero().flatten().tolist() == [*range(6, 16)]
+    attention[0, 0, 1 + 9 :] = 0
+    first = base_method("sfp")(res_cls=0.4).outliers(trunk)[0]
+    assert first.nonzero().flatten().tolist() == [1, 2, 6, 7, 8]
 
 
 def test_a_detector_that_is_none():
