@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor
 
+from .. import ops
+
 QKV: TypeAlias = tuple[Tensor, Tensor, Tensor]
 
 ENDINGS: tuple[str, ...] = ("projection", "mlp", "residual")
@@ -99,7 +101,8 @@ def recorded_attention(
 ) -> Tensor:
     """Attention as trained, which adds the mean of its heads' weights to each of `records`.
 
-    The weights of a few heads exist at a time, never all of them.
+    The weights of a few heads exist at a time, never all of them. On CUDA none do, unless there is
+    a `head_record`: see :func:`freecp_d2.ops.mean_attention`.
 
     Args:
         qkv: (B, heads, T, d) each.
@@ -110,6 +113,10 @@ def recorded_attention(
         (B, heads, T, d).
     """
     query, key, value = qkv
+    if query.is_cuda and head_record is None:
+        for record in records:
+            ops.mean_attention(query, key, record)
+        return F.scaled_dot_product_attention(query, key, value)
     batch, heads, length, _ = query.shape
     at_once = max(1, WEIGHTS_AT_ONCE[query.device.type != "cpu"] // length**2)
     attended = torch.empty_like(value)

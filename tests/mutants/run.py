@@ -75,6 +75,7 @@ TARGETS: dict[str, list[str]] = {
     "freecp_d2/labelling/worker.py": ["tests/labelling/test_worker.py"],
     "freecp_d2/ops/_checks.py": ["tests/ops/test_refine.py", "tests/ops/test_soft_iou.py"],
     "freecp_d2/ops/box_mask.py": ["tests/ops/test_box_mask.py", *OPS],
+    "freecp_d2/ops/mean_attention.py": ["tests/ops/test_mean_attention.py", *OPS],
     "freecp_d2/ops/pamr.py": ["tests/ops/test_pamr.py", *OPS],
     "freecp_d2/ops/refine.py": ["tests/ops/test_refine.py", *OPS],
     "freecp_d2/ops/sinkhorn_affinity.py": ["tests/ops/test_sinkhorn_affinity.py", *OPS],

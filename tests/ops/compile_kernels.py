@@ -18,6 +18,7 @@ from triton.compiler import ASTSource
 from triton.runtime import JITFunction
 
 from freecp_d2.ops.box_mask import box_mask_triton
+from freecp_d2.ops.mean_attention import mean_attention_triton
 from freecp_d2.ops.pamr import pamr_triton
 from freecp_d2.ops.refine import refine_triton
 from freecp_d2.ops.sinkhorn_affinity import sinkhorn_affinity_triton
@@ -92,6 +93,11 @@ if __name__ == "__main__":
             refine_triton(affinity, maps, maps)
             soft_iou_triton(maps[0])
             pamr_triton(maps[:, :3], maps, 3, (8, 16))
+        # Queries and keys as they lie in a projection (B, T, 3, heads, d).
+        for heads, length, dim in ((3, 5, 80), (12, 785, 64)):
+            projected = torch.zeros(2, length, 3, heads, dim, dtype=dtype)
+            query, key, _ = projected.permute(2, 0, 3, 1, 4)
+            mean_attention_triton(query, key, torch.zeros(2, length, length))
     # What Triton makes constants: sizes and strides of 1. More maps than pixels: D is squared.
     maps, affinity = torch.zeros(1, 2, 1, 1), torch.zeros(1, 1, 1)
     box_mask_triton(maps, 0.4, True)
@@ -99,5 +105,6 @@ if __name__ == "__main__":
     refine_triton(affinity, maps, maps)
     soft_iou_triton(maps[0, :1])
     pamr_triton(maps[:, :1], maps, 1, (1, 2, 4, 8, 12, 24))
+    mean_attention_triton(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1))
     box_mask_triton(torch.zeros(1, 1, 128, 128, dtype=torch.float64))
     print(json.dumps(compiled))

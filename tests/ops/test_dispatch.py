@@ -9,6 +9,7 @@ import torch
 from freecp_d2 import ops
 
 NAMES = ["sinkhorn_affinity", "box_mask", "refine", "soft_iou", "pamr"]
+ALL = [*NAMES, "mean_attention"]
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
@@ -25,14 +26,14 @@ def arguments(name: str, device: str) -> tuple:
     }[name]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ALL)
 def test_every_device_has_a_kernel(name):
     """Its own on the CPU or CUDA where one is written, and the composite elsewhere."""
     for key in ("CPU", "CUDA", "Meta"):
         assert torch._C._dispatch_has_computed_kernel_for_dispatch_key(f"freecp::{name}", key)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ALL)
 def test_the_kernel_is_registered_for_cuda(name):
     """Without its own kernel CUDA would take the composite, and give the same results."""
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"freecp::{name}", "CUDA")
