@@ -1,5 +1,7 @@
 """SFP, as released, against vectors recorded from its authors' code."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -183,3 +185,8 @@ def test_an_outlier_among_outliers_leaves_everything_finite(recorded):
     assert features.patches.isfinite().all()
     assert features.attention[0, 0].equal(torch.eye(64)[0])
     assert (features.attention.sum(-1) > 0).all()
+    trunk, _ = clip._run(recorded.image("image_square"), record_attention=False)
+    tokens = trunk.tokens.clone()
+    tokens[:, 1] += 5  # nobody reads the corner
+    other = clip.base_method.patches(replace(trunk, tokens=tokens))
+    close(other, clip.base_method.patches(trunk))
