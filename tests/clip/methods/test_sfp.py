@@ -187,6 +187,6 @@ def test_an_outlier_among_outliers_leaves_everything_finite(recorded):
     assert (features.attention.sum(-1) > 0).all()
     trunk, _ = clip._run(recorded.image("image_square"), record_attention=False)
     tokens = trunk.tokens.clone()
-    tokens[:, 1] += 5  # nobody reads the corner
+    tokens[:, 1] *= torch.arange(tokens.shape[2])  # nobody reads the corner
     other = clip.base_method.patches(replace(trunk, tokens=tokens))
     close(other, clip.base_method.patches(trunk))
