@@ -114,6 +114,19 @@ def add_freecp_config(cfg: CfgNode) -> None:
     # MaskFolder: the folder with the masks of every image by its name: <stem>.json (COCO's RLE),
     # <stem>.png (a label map) or <stem>/ (a PNG a mask); see freecp_d2.affinity.read_masks.
     freecp.AFFINITY_MASKS = ""
+    # What becomes of the maps at the image's original size, by the image, before labels are taken:
+    # with purification of the maps of the classes that stay, and of all queries' under a base
+    # method alone with PROTOCOL "same". "none". "pamr": pixel-adaptive refinement, as NACLIP has
+    # it. "tlp": text-aware propagation, as PEARL has it (METHOD.md section 8).
+    freecp.REFINE = "none"
+    pamr = freecp.PAMR = CfgNode()
+    # How often every pixel takes the mean of its neighbours of like colour, and how many pixels
+    # away these are.
+    pamr.STEPS = 10
+    pamr.DILATIONS = (8, 16)
+    tlp = freecp.TLP = CfgNode()
+    # Cells of about H / GRID by W / GRID pixels are handled as one.
+    tlp.GRID = 80
     # Class -> sentences about it, read by the ambiguity stage: JSON, or a Python module of one dict
     # literal, which is not run (see freecp_d2.data.load_descriptions). "": the templates.
     freecp.DESCRIPTIONS = ""

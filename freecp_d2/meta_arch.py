@@ -14,7 +14,15 @@ from .clip.build import build_clip
 from .clip.text import TextEncoder
 from .config import configured_descriptions, configured_vocabulary
 from .data import Vocabulary
-from .data.benchmarks.protocols import SAME, BaseProtocol, base_protocol, with_protocol
+from .data.benchmarks.protocols import (
+    SAME,
+    UNREFINED,
+    BaseProtocol,
+    Refinement,
+    base_protocol,
+    configured_refinement,
+    with_protocol,
+)
 from .encoding import EncodedImages, Normalize, WindowsDone, at_least_a_patch, encode_images
 from .purification import PurificationHead
 from .purify import purify_windows
@@ -44,6 +52,7 @@ class FreeCP(nn.Module):
         output: "sem_seg", or "label_map" for labels without the cost of a score at every pixel.
         window, stride: in pixels. Either 0: the whole image at once.
         batch_size: how many windows go through CLIP at once.
+        refinement: of the maps of the classes that stay, at the size of the output.
         protocol: how the base method alone is run. Its short side, window, stride and words are not
             read here; see MODEL.FREECP.PROTOCOL.
         pixel_mean, pixel_std: of RGB, 0-255.
@@ -70,6 +79,7 @@ class FreeCP(nn.Module):
         window: int,
         stride: int,
         batch_size: int,
+        refinement: Refinement = UNREFINED,
         protocol: BaseProtocol = SAME,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
@@ -87,6 +97,7 @@ class FreeCP(nn.Module):
         self.window = window
         self.stride = stride
         self.batch_size = batch_size
+        self.refinement = refinement
         self.protocol = protocol
         self.timer = StageTimer()
         device = next(encoder.parameters()).device
@@ -122,6 +133,7 @@ class FreeCP(nn.Module):
             "window": freecp.WINDOW,
             "stride": freecp.STRIDE,
             "batch_size": freecp.BATCH_SIZE,
+            "refinement": configured_refinement(cfg),
             "protocol": protocol,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
@@ -226,7 +238,8 @@ class FreeCP(nn.Module):
         thresholds = redundancy_threshold, ambiguity_threshold
         purified = purify_windows(encoded, words, self.head, self.encoder, *thresholds, self.timer)
         with self.timer.stage("merge", self.device):
-            return purified_results(encoded, purified, words, output or self.output)
+            output = output or self.output
+            return purified_results(encoded, purified, words, output, self.refinement)
 
     @torch.no_grad()
     def segment_base(

@@ -9,15 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .data.benchmarks.protocols import BaseProtocol
+from .data.benchmarks.protocols import BaseProtocol, Refinement
 from .encoding import EncodedImages
-from .ops import pamr
 from .purification.stages import to_device
 from .purify import PurifiedWindows
-from .sliding_window import Window, WindowMean, upsample, upsample_rows
+from .refinement import refined_strips
+from .sliding_window import Window, WindowMean, upsample
 from .timing import StageTimer
 from .words import Words
 
@@ -26,9 +25,6 @@ OUTPUTS = ("sem_seg", "label_map")
 
 MAP_VALUES = 2**25
 """How many values of upsampled maps exist at once."""
-
-STRIP_VALUES = 2**22
-"""How many scores of an image exist at once."""
 
 
 def check_output(output: str) -> None:
@@ -149,13 +145,15 @@ def ambiguous_losses(beaten_by: np.ndarray, words: Words) -> list[tuple[int, int
 
 
 def purified_results(
-    encoded: EncodedImages, purified: PurifiedWindows, words: Words, output: str
+    encoded: EncodedImages,
+    purified: PurifiedWindows,
+    words: Words,
+    output: str,
+    refinement: Refinement,
 ) -> list[dict[str, Any]]:
     """What :meth:`freecp_d2.FreeCP.segment` gives, by `output`, one of OUTPUTS."""
     return [
-        _purified_result(
-            purified.of_image(i), words, (image.shape[1], image.shape[2]), size, output
-        )
+        _purified_result(purified.of_image(i), words, image, size, output, refinement)
         for i, (image, size) in enumerate(zip(encoded.images, encoded.output_sizes, strict=True))
     ]
 
@@ -163,23 +161,58 @@ def purified_results(
 def _purified_result(
     purified: PurifiedWindows,
     words: Words,
-    encoded_size: tuple[int, int],
+    image: Tensor,
     size: tuple[int, int],
     output: str,
+    refinement: Refinement,
 ) -> dict[str, Any]:
+    encoded_size = image.shape[1], image.shape[2]
     merged, queries = merge_windows(purified.windows, purified.maps, purified.kept, encoded_size)
+    strips = _refined_maps(merged, queries, words, image, size, refinement)
     result: dict[str, Any]
     if output == "label_map":
-        labels, scores, confidence = purified_labels(merged, queries, words, size)
-        result = {"label_map": labels, "scores": scores, "confidence": confidence}
+        labels, scores, confidences = zip(
+            *(purified_labels(maps, queries, words, of_size) for maps, of_size in strips),
+            strict=True,
+        )
+        result = {
+            "label_map": _joined(labels, 0),
+            "scores": torch.stack(scores).amax(dim=0),
+            "confidence": _joined(confidences, 0),
+        }
     else:
-        result = {"sem_seg": purified_scores(merged, queries, words, size)}
+        parts = [purified_scores(maps, queries, words, of_size) for maps, of_size in strips]
+        result = {"sem_seg": _joined(parts, 1)}
     return result | {
         "kept": best_of_class(purified.kept, words) > 0,
         "kept_redundancy": best_of_class(purified.kept_redundancy, words) > 0,
         "consistency": best_of_class(purified.consistency, words),
         "ambiguous_losses": ambiguous_losses(purified.beaten_by, words),
     }
+
+
+def _refined_maps(
+    maps: Tensor,
+    queries: np.ndarray,
+    words: Words,
+    image: Tensor,
+    size: tuple[int, int],
+    refinement: Refinement,
+) -> Iterator[tuple[Tensor, tuple[int, int]]]:
+    """Strips of rows of the queries that stay, in [0, 1], and the size that each is to have.
+
+    Without a refinement the maps as they are, of which an image of `size` is made.
+    """
+    if not refinement.enabled or not len(queries):
+        yield maps, size
+        return
+    text = words.text[to_device(queries + words.num_background, maps.device)]
+    for _, strip in refined_strips(maps, image, text, size, refinement):
+        yield strip.clamp_(0, 1), (strip.shape[1], strip.shape[2])
+
+
+def _joined(parts: Sequence[Tensor], dim: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=dim)
 
 
 def base_similarities(
@@ -306,42 +339,9 @@ def _probabilities(
     similarity: Tensor, image: Tensor, words: Words, size: Sequence[int], protocol: BaseProtocol
 ) -> Iterator[tuple[slice, Tensor]]:
     """Rows and the (K, rows, W) probabilities of every class."""
-    height, width = size
-    step = max(1, STRIP_VALUES // (len(similarity) * width))
-    guide = None
-    if protocol.pamr_steps:
-        guide = F.interpolate(image[None], (height, width), mode="bilinear", align_corners=False)
-    for start in range(0, height, step):
-        rows = slice(start, min(start + step, height))
-        if guide is None:
-            strip = upsample_rows(similarity, size, rows)
-        else:
-            strip = _refined_rows(similarity, guide, rows, protocol)
+    for rows, strip in refined_strips(similarity, image, words.text, size, protocol.refinement):
         probabilities = (protocol.logit_scale * strip).softmax(dim=0)
         if words.num_channels == len(words.text):  # every class has one name
             yield rows, probabilities
         else:
             yield rows, class_scores(probabilities, words.query_channel, words.num_channels)
-
-
-def _refined_rows(similarity: Tensor, guide: Tensor, rows: slice, protocol: BaseProtocol) -> Tensor:
-    """(Q, rows, W) of the similarities after pixel-adaptive refinement at the size of `guide`.
-
-    What happens in a row depends on no row that is further away than the halo.
-    """
-    height, width = guide.shape[2:]
-    halo = protocol.pamr_steps * max(protocol.pamr_dilations)
-    near = slice(max(rows.start - halo, 0), min(rows.stop + halo, height))
-    inner = slice(rows.start - near.start, rows.stop - near.start)
-    at_once = max(1, STRIP_VALUES // ((near.stop - near.start) * width))
-    return torch.cat(
-        [
-            pamr(
-                guide[:, :, near],
-                upsample_rows(chunk, (height, width), near)[None],
-                protocol.pamr_steps,
-                protocol.pamr_dilations,
-            )[0, :, inner]
-            for chunk in similarity.split(at_once)
-        ]
-    )

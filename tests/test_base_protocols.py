@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-import freecp_d2.scores
+import freecp_d2.refinement
 from freecp_d2 import FreeCP
 from freecp_d2.clip import DenseCLIP
 from freecp_d2.clip.methods import base_method
@@ -147,7 +147,8 @@ def segmentor(authors: str, case: dict) -> FreeCP:
 @pytest.mark.parametrize("strip_values", [2**22, 2**14])
 @pytest.mark.parametrize(("authors", "name"), SEGMENTATIONS)
 def test_label_maps_are_the_published(authors, name, strip_values, monkeypatch):
-    monkeypatch.setattr(freecp_d2.scores, "STRIP_VALUES", strip_values)
+    monkeypatch.setattr(freecp_d2.refinement, "STRIP_VALUES", strip_values)
+    monkeypatch.setattr(freecp_d2.refinement, "REFINED_VALUES", strip_values)
     case = CASES[authors, name]
     model = segmentor(authors, case)
     height, width = case["output_size"]

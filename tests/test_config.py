@@ -219,6 +219,7 @@ def test_wrong_overrides(plain, opts, said):
         ("DATALOADER.NUM_WORKERS", "-1", "is -1; it must be at least 0"),
         ("OUTPUT_DIR", "''", "is empty; name a folder"),
         ("OUTPUT_DIR", "' '", "is empty; name a folder"),
+        ("MODEL.FREECP.REFINE", "crf", "is 'crf'; choose one of none, pamr, tlp"),
         ("MODEL.FREECP.BACKGROUND_THRESHOLD", "1.5", "is 1.5; give a number from 0 to 1"),
         ("MODEL.FREECP.BACKGROUND_THRESHOLD", "1e999", "is inf; give a number from 0 to 1"),
         ("MODEL.FREECP.AMBIGUITY_THRESHOLD", "2", "is 2, of type int; it takes float, such as"),
@@ -527,6 +528,19 @@ REACHES: dict[str, tuple] = {
     ),
     "MODEL.FREECP.REDUNDANCY": (False, head("redundancy"), False),
     "MODEL.FREECP.REDUNDANCY_THRESHOLD": (0.3, head("redundancy_threshold"), 0.3),
+    "MODEL.FREECP.PAMR.DILATIONS": (
+        *((4, 2), lambda model: model.refinement.pamr_dilations, (4, 2)),
+        ("MODEL.FREECP.REFINE", "pamr"),
+    ),
+    "MODEL.FREECP.PAMR.STEPS": (
+        *(3, lambda model: model.protocol.pamr_steps, 3),
+        ("MODEL.FREECP.REFINE", "pamr"),
+    ),
+    "MODEL.FREECP.REFINE": ("pamr", lambda model: model.refinement.enabled, True),
+    "MODEL.FREECP.TLP.GRID": (
+        *(9, lambda model: model.refinement.tlp_grid, 9),
+        ("MODEL.FREECP.REFINE", "tlp"),
+    ),
     "MODEL.FREECP.STRIDE": (24, lambda model: model.stride, 24),
     "MODEL.FREECP.VOCABULARY": ("other.txt", class_names, (("dog",), ("sky",), ("road",))),
     "MODEL.FREECP.WINDOW": (160, lambda model: model.window, 160),

@@ -48,7 +48,8 @@ ROOMS = (
         "meta_arch",
         "config",
     ),
-    *("segmentation", "scores", "purify", "words", "encoding", "affinity", "purification"),
+    *("segmentation", "scores", "refinement", "propagation", "purify", "words"),
+    *("encoding", "affinity", "purification"),
     *("clip", "ops", "sliding_window", "timing", "data", "coco", "distributed", "overlay", "fonts"),
     *(
         "ranks",

@@ -15,17 +15,20 @@ from torch.utils._pytree import tree_leaves
 
 import freecp_d2.meta_arch
 import freecp_d2.purify
+import freecp_d2.refinement
 import freecp_d2.scores
 import freecp_d2.words
 from freecp_d2 import FreeCP
 from freecp_d2.clip import DenseCLIP
 from freecp_d2.clip.text import TextEncoder
 from freecp_d2.data import Vocabulary
-from freecp_d2.data.benchmarks.protocols import SAME
+from freecp_d2.data.benchmarks.protocols import SAME, Refinement
+from freecp_d2.ops import pamr
+from freecp_d2.propagation import propagate
 from freecp_d2.purification import PurificationHead, stages
 from freecp_d2.purification.stages import to_host
 from freecp_d2.purify import purify_windows
-from freecp_d2.sliding_window import patch_padding, upsample_rows, windows_of
+from freecp_d2.sliding_window import patch_padding, upsample, upsample_rows, windows_of
 from freecp_d2.timing import StageTimer
 
 MEAN, STD = (122.771, 116.746, 104.094), (68.501, 66.632, 70.323)
@@ -329,7 +332,7 @@ class LargestTensor(TorchDispatchMode):
 def test_a_label_map_needs_no_score_of_every_class_at_every_pixel(
     enabled, model, inputs, monkeypatch
 ):
-    monkeypatch.setattr(freecp_d2.scores, "STRIP_VALUES", 2**16)
+    monkeypatch.setattr(freecp_d2.refinement, "STRIP_VALUES", 2**16)
     monkeypatch.setattr(freecp_d2.scores, "MAP_VALUES", 2**16)
     freecp = model("sliding", enabled=enabled)
     if enabled:
@@ -587,3 +590,101 @@ def test_padding_makes_whole_patches(height, width):
     left, right, top, bottom = patch_padding((height, width), (16, 14))
     assert (height + top + bottom) % 16 == 0 and (width + left + right) % 14 == 0
     assert 0 <= right - left <= 1 and 0 <= bottom - top <= 1 and right + left < 14
+
+
+def refined_at_once(freecp: FreeCP, x: dict) -> torch.Tensor:
+    """The scores of every class, in the words of METHOD.md section 8."""
+    encoded = freecp.encode([x])
+    arguments = encoded, freecp.words, freecp.head, freecp.encoder, None, None, StageTimer()
+    purified, size = purify_windows(*arguments), (x["height"], x["width"])
+    (image,) = encoded.images
+    merged, queries = freecp_d2.scores.merge_windows(
+        purified.windows, purified.maps, purified.kept, image.shape[1:]
+    )
+    maps, guide = (upsample(m, size)[None] for m in (merged, image))
+    how = freecp.refinement
+    if how.pamr_steps:
+        maps = pamr(guide, maps, how.pamr_steps, how.pamr_dilations)
+    else:
+        text = freecp.words.text[queries + freecp.words.num_background]
+        maps = upsample(propagate(maps[0], guide[0], text, size, how.tlp_grid)[None], size)
+    scores = torch.zeros(freecp.words.num_channels, *size)
+    scores[freecp.words.first_class + queries] = maps[0].clamp(0, 1)
+    if freecp.words.num_background:
+        scores[0] = 1 - scores[1:].amax(0)
+    return scores
+
+
+@pytest.mark.parametrize("values", [2**25, 1])
+@pytest.mark.parametrize("how", [Refinement(3, (8, 2)), Refinement(tlp_grid=40)])
+@pytest.mark.parametrize("case", ["sliding", "sliding_background"])
+def test_the_maps_of_the_classes_that_stay_are_refined(
+    case, how, values, model, inputs, monkeypatch
+):
+    """In both outputs, at the size of the output; no class that was removed comes back."""
+    for name in ("REFINED_VALUES", "STRIP_VALUES"):
+        monkeypatch.setattr(freecp_d2.refinement, name, values)
+    freecp, usual = model(case, refinement=how), model(case)
+    x = as_detectron2(inputs["large_image"], height=150, width=131)
+    (result,), (before,) = freecp([x]), usual([x])
+    sem_seg = result["sem_seg"]
+    # 25 steps of conjugate gradients turn a difference of 1e-7 into one of 1e-3.
+    atol = 5e-3 if how.tlp_grid else 1e-5
+    torch.testing.assert_close(sem_seg, refined_at_once(freecp, x), atol=atol, rtol=0)
+    assert 0 <= sem_seg.min() and sem_seg.max() <= 1
+    assert (sem_seg.argmax(0) != before["sem_seg"].argmax(0)).any()
+    for key in ("kept", "kept_redundancy", "consistency", "ambiguous_losses"):
+        assert torch.equal(torch.as_tensor(result[key]), torch.as_tensor(before[key]))
+    first = freecp.words.first_class
+    assert 0 < result["kept"].sum() < len(result["kept"])
+    assert not sem_seg[first:][~result["kept"]].any()
+    freecp.output = "label_map"
+    (labels,) = freecp([x])
+    assert labels["label_map"].equal(sem_seg.argmax(0))
+    assert labels["scores"].equal(sem_seg.amax((1, 2)))
+    assert labels["confidence"].equal(sem_seg.amax(0))
+
+
+@pytest.mark.parametrize("output", ["sem_seg", "label_map"])
+def test_without_a_refinement_no_bit_changes(output, model, inputs, monkeypatch):
+    """What was computed before there was any, and nothing is asked of it."""
+    monkeypatch.setattr(freecp_d2.scores, "refined_strips", None)
+    freecp = model("sliding_background", output=output)
+    x = as_detectron2(inputs["large_image"], height=90, width=131)
+    (result,) = freecp([x])
+    encoded = freecp.encode([x])
+    arguments = encoded, freecp.words, freecp.head, freecp.encoder, None, None, StageTimer()
+    purified = purify_windows(*arguments)
+    size = encoded.images[0].shape[1:]
+    merged = freecp_d2.scores.merge_windows(purified.windows, purified.maps, purified.kept, size)
+    if output == "sem_seg":
+        expected = freecp_d2.scores.purified_scores(*merged, freecp.words, (90, 131))
+        assert result["sem_seg"].equal(expected)
+        return
+    expected = freecp_d2.scores.purified_labels(*merged, freecp.words, (90, 131))
+    for key, tensor in zip(("label_map", "scores", "confidence"), expected, strict=True):
+        assert result[key].equal(tensor)
+
+
+@pytest.mark.parametrize("how", [Refinement(2, (3,)), Refinement(tlp_grid=30)])
+def test_where_no_class_stays_nothing_is_refined(how, model, inputs):
+    freecp = model("sliding_background", refinement=how)
+    freecp.head.redundancy_threshold = 1.0
+    x = as_detectron2(inputs["large_image"], height=20, width=30)
+    scores, labels = both_outputs(freecp, x)
+    assert scores.shape == (freecp.words.num_channels, 20, 30)
+    assert scores[0].eq(1).all() and not scores[1:].any() and not labels.any()
+
+
+def test_a_base_method_alone_is_refined_on_all_queries(model, inputs):
+    protocol = replace(SAME, pamr_steps=2, pamr_dilations=(3, 1))
+    x = as_detectron2(inputs["large_image"], height=90, width=131)
+    freecp = model("sliding", enabled=False, protocol=protocol)
+    sem_seg = freecp([x])[0]["sem_seg"]
+    encoded = freecp.encode([x], base=True)
+    (maps,) = freecp_d2.scores.base_similarities(encoded, freecp.words, False, StageTimer())
+    maps, guide = (upsample(m, (90, 131))[None] for m in (maps, encoded.images[0]))
+    expected = (50 * pamr(guide, maps, 2, (3, 1))[0]).softmax(0)
+    torch.testing.assert_close(sem_seg, expected, atol=1e-5, rtol=0)
+    usual = model("sliding", enabled=False)([x])[0]["sem_seg"]
+    assert (usual - sem_seg).abs().max() > 1e-3

@@ -10,10 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from freecp_d2 import scores
+from freecp_d2 import refinement, scores
 from freecp_d2.data import Vocabulary
 from freecp_d2.data.benchmarks.protocols import SAME, BaseProtocol
-from freecp_d2.ops import pamr
 from freecp_d2.words import Words
 
 IMAGE = torch.zeros(3, 4, 4)
@@ -90,7 +89,7 @@ def test_labels_by_brute_force(seed, names, background, everywhere, threshold, a
     )
     size = (7, 5)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scores, "STRIP_VALUES", strip)
+        patch.setattr(refinement, "STRIP_VALUES", strip)
         found = scores_of(similarity, channels, protocol, background, size)
     assert found.shape == (max(channels) + 1, *size) and found.min() >= 0 and found.max() <= 1
     expected = brute_force(similarity, channels, protocol, background, size)
@@ -104,28 +103,8 @@ def test_strips_change_nothing(monkeypatch):
     arguments = (similarity, [0, 0, 1, 2, 2], protocol, True, (33, 21))
     whole = scores_of(*arguments)
     for values in (1, 5 * 21 * 4, 5 * 21 * 32):
-        monkeypatch.setattr(scores, "STRIP_VALUES", values)
+        monkeypatch.setattr(refinement, "STRIP_VALUES", values)
         torch.testing.assert_close(scores_of(*arguments), whole, atol=1e-6, rtol=0)
-
-
-@pytest.mark.parametrize(("steps", "dilations"), [(1, (1,)), (2, (1, 2))])
-def test_strips_of_refined_maps_change_nothing(steps, dilations, monkeypatch):
-    """With rows above and below that a strip's halo does not reach."""
-    image = torch.rand(3, 30, 11, generator=torch.Generator().manual_seed(0))
-    similarity = torch.rand(3, 6, 7, generator=torch.Generator().manual_seed(1))
-    protocol = replace(SAME, pamr_steps=steps, pamr_dilations=dilations)
-    arguments = (similarity, image, words_of([0, 1, 2], False), (30, 11), protocol)
-    (_, whole), *others = scores.base_scores(*arguments)
-    assert not others
-    sizes = []
-    monkeypatch.setattr(scores, "pamr", lambda *given: sizes.append(given[1].shape) or pamr(*given))
-    for values in (3 * 11, 3 * 11 * 4):
-        monkeypatch.setattr(scores, "STRIP_VALUES", values)
-        strips = [strip for _, strip in scores.base_scores(*arguments)]
-        assert len(strips) > 5
-        torch.testing.assert_close(torch.cat(strips, dim=1), whole, atol=1e-5, rtol=0)
-    # A map at a time, where a strip and its halo have more values than are to exist at once.
-    assert {shape[1] for shape in sizes[:30]} == {1}
 
 
 def test_a_tie_with_the_background_is_the_backgrounds():

@@ -25,11 +25,11 @@ def facts_of(cfg: CfgNode, model: FreeCP) -> dict[str, Any]:
         cfg: what `model` was built from.
 
     Returns:
-        `method`, `enabled`, `redundancy`, `ambiguity`, `protocol`, `clip`, `pretrained` and
-        `vocabulary` as in the config, `device`, `precision` as it ran ("fp16", never "auto"),
-        `words`, `descriptions`, `weights` and `affinity_weights` (all SHA-256; the last None where
-        the affinity's provider has none), `versions`, and `config`, all of
-        it as nested objects.
+        `method`, `enabled`, `redundancy`, `ambiguity`, `protocol`, `refine`, `clip`,
+        `pretrained` and `vocabulary` as in the config, `device`, `precision` as it ran ("fp16",
+        never "auto"), `words`, `descriptions`, `weights` and `affinity_weights` (all SHA-256; the
+        last None where the affinity's provider has none), `versions`, and `config`, all of it as
+        nested objects.
     """
     clip, freecp = cfg.MODEL.CLIP, cfg.MODEL.FREECP
     return {
@@ -38,6 +38,7 @@ def facts_of(cfg: CfgNode, model: FreeCP) -> dict[str, Any]:
         "redundancy": freecp.REDUNDANCY,
         "ambiguity": freecp.AMBIGUITY,
         "protocol": freecp.PROTOCOL,
+        "refine": freecp.REFINE,
         "clip": clip.NAME,
         "pretrained": clip.PRETRAINED,
         "vocabulary": freecp.VOCABULARY,

@@ -18,6 +18,32 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class Refinement:
+    """What becomes of maps at the size of the output, by the image, before labels are taken.
+
+    Attributes:
+        pamr_steps: iterations of pixel-adaptive refinement; 0: none.
+        pamr_dilations: of its neighbourhood, in pixels.
+        tlp_grid: of text-aware propagation, before it; 0: none.
+    """
+
+    pamr_steps: int = 0
+    pamr_dilations: tuple[int, ...] = (8, 16)
+    tlp_grid: int = 0
+
+    @property
+    def enabled(self) -> bool:
+        """Whether anything changes."""
+        return bool(self.pamr_steps or self.tlp_grid)
+
+
+UNREFINED = Refinement()
+
+REFINEMENTS = ("none", "pamr", "tlp")
+"""MODEL.FREECP.REFINE."""
+
+
+@dataclass(frozen=True)
 class BaseProtocol:
     """From an image to the labels of a base method alone.
 
@@ -30,6 +56,7 @@ class BaseProtocol:
             class 0 are removed from the image; None: none is.
         pamr_steps: iterations of pixel-adaptive refinement on the cosine similarities; 0: none.
         pamr_dilations: of its neighbourhood, in pixels.
+        tlp_grid: of text-aware propagation of the cosine similarities, in cells; 0: none.
         partial_patches: what becomes of a window that is no whole number of patches. "pad": zeros
             are added on both sides and cut off again. "stretch": the rest is not seen, and the map
             is stretched over the window.
@@ -48,6 +75,7 @@ class BaseProtocol:
     area_threshold: float | None = None
     pamr_steps: int = 0
     pamr_dilations: tuple[int, ...] = (8, 16)
+    tlp_grid: int = 0
     partial_patches: Literal["pad", "stretch"] = "stretch"
     whole_image_at_once: bool = True
     short_side: int | None = None
@@ -55,6 +83,11 @@ class BaseProtocol:
     stride: int | None = None
     words: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def refinement(self) -> Refinement:
+        """Of the cosine similarities, at the size of the output."""
+        return Refinement(self.pamr_steps, self.pamr_dilations, self.tlp_grid)
 
     def resamples_once(self, window: int, stride: int) -> bool:
         """Whether with this window and stride the maps of an image are resampled once."""
@@ -229,7 +262,9 @@ def base_protocol(cfg: CfgNode) -> BaseProtocol:
 
     Raises:
         ValueError: it is neither "same" nor "paper", or "paper" and the base method has none of
-            its own, or DATASETS.TEST names several data sets with different ones.
+            its own, or DATASETS.TEST names several data sets with different ones, or FreeCP is off
+            and MODEL.FREECP.REFINE asks for what the protocol settles; or as
+            :func:`configured_refinement`.
     """
     freecp, method = cfg.MODEL.FREECP, cfg.MODEL.CLIP.METHOD
     if freecp.PROTOCOL not in PROTOCOLS:
@@ -241,12 +276,18 @@ def base_protocol(cfg: CfgNode) -> BaseProtocol:
             f"MODEL.FREECP.BACKGROUND_THRESHOLD is {freecp.BACKGROUND_THRESHOLD}; give a number "
             "from 0 to 1"
         )
+    refinement = configured_refinement(cfg)
     if freecp.PROTOCOL == "same":
-        return replace(SAME, probability_threshold=freecp.BACKGROUND_THRESHOLD)
+        return replace(SAME, probability_threshold=freecp.BACKGROUND_THRESHOLD, **vars(refinement))
     if method not in PAPER:
         raise ValueError(
             f"MODEL.FREECP.PROTOCOL paper: {method} has no published protocol of its own; choose "
             f"one of {', '.join(PAPER)}, or PROTOCOL same"
+        )
+    if refinement.enabled and not freecp.ENABLED:
+        raise ValueError(
+            f"MODEL.FREECP.REFINE is {freecp.REFINE} and PROTOCOL paper, which settles how a base "
+            "method alone is refined; choose REFINE none, or PROTOCOL same"
         )
     names = {benchmark.dataset: benchmark.name for benchmark in BENCHMARKS.values()}
     protocols = [PAPER[method][names.get(dataset)] for dataset in cfg.DATASETS.TEST or [""]]
@@ -256,6 +297,34 @@ def base_protocol(cfg: CfgNode) -> BaseProtocol:
             "protocols; evaluate them one by one"
         )
     return protocols[0]
+
+
+def configured_refinement(cfg: CfgNode) -> Refinement:
+    """MODEL.FREECP.REFINE with its options.
+
+    Raises:
+        ValueError: it is none of REFINEMENTS, or an option of it is below 1.
+    """
+    freecp = cfg.MODEL.FREECP
+    if freecp.REFINE not in REFINEMENTS:
+        raise ValueError(
+            f"MODEL.FREECP.REFINE is {freecp.REFINE!r}; choose one of {', '.join(REFINEMENTS)}"
+        )
+    if freecp.REFINE == "none":
+        return UNREFINED
+    if freecp.REFINE == "tlp":
+        if freecp.TLP.GRID < 1:
+            raise ValueError(f"MODEL.FREECP.TLP.GRID is {freecp.TLP.GRID}; give a number from 1 on")
+        return Refinement(tlp_grid=freecp.TLP.GRID)
+    steps, dilations = freecp.PAMR.STEPS, tuple(freecp.PAMR.DILATIONS)
+    if steps < 1:
+        raise ValueError(f"MODEL.FREECP.PAMR.STEPS is {steps}; give a number from 1 on")
+    if not dilations or not all(isinstance(d, int) and d >= 1 for d in dilations):
+        raise ValueError(
+            f"MODEL.FREECP.PAMR.DILATIONS is {dilations}; give whole numbers from 1 on, such as "
+            "(8, 16)"
+        )
+    return Refinement(steps, dilations)
 
 
 def with_protocol(cfg: CfgNode) -> CfgNode:
