@@ -74,14 +74,22 @@ def window_shares(
         rows, columns: (R, h, H) and (C, w, W), of :func:`overlap`.
 
     Returns:
-        (M, R, C, h * w) float32.
+        (M, R, C, h * w) float32, M without empty masks.
     """
     shares = [rows.new_zeros(0, rows.shape[0], columns.shape[0], rows.shape[1] * columns.shape[1])]
     for mask in masks:
-        covered = torch.from_numpy(np.ascontiguousarray(mask)).to(rows)
-        share = torch.einsum("rhy,yx,cwx->rchw", rows, covered, columns)
-        shares.append(share.flatten(2)[None])
+        if mask.any():
+            y, x = _extent(mask, along=0), _extent(mask, along=1)
+            covered = torch.from_numpy(mask[y, x].astype(np.float32))
+            share = torch.einsum("rhy,yx,cwx->rchw", rows[..., y], covered, columns[..., x])
+            shares.append(share.flatten(2)[None])
     return torch.cat(shares)
+
+
+def _extent(mask: np.ndarray, along: int) -> slice:
+    """From the first row that a mask (H, W) bool covers to the last, or, along 1, column."""
+    positions = np.flatnonzero(mask.any(axis=1 - along))
+    return slice(positions[0], positions[-1] + 1)
 
 
 @AFFINITY_PROVIDERS.register()
