@@ -32,7 +32,7 @@ def windows(batch: int, height: int = 90, width: int = 135) -> Tensor:
 @pytest.mark.parametrize(
     "options", [{}, {"use_kk": False}, {"align_solver": "svd"}, {"last_block": "residual"}]
 )
-@pytest.mark.parametrize("size", [(90, 135), (64, 64), (17, 95)])
+@pytest.mark.parametrize("size", [(90, 135), (64, 64), (17, 95), (16, 16)])
 def test_a_batch_is_its_windows_one_by_one(options, size, model):
     clip = DenseCLIP(model, "pearl", affinity="method", **options)
     x = windows(3, *size)

@@ -41,7 +41,7 @@ STRATEGIES = ("resclip", "clearclip", "sclip", "vanilla")
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("size", [(90, 135), (64, 64), (17, 95)])
+@pytest.mark.parametrize("size", [(90, 135), (64, 64), (17, 95), (16, 16)])
 def test_a_batch_is_its_windows_one_by_one(strategy, size, model):
     clip = DenseCLIP(model, "resclip", attn_strategy=strategy, affinity="method", **SFR)
     x, words = windows(3, *size), text()
