@@ -28,9 +28,7 @@ CASES = {
     for name, case in json.loads((FOLDER / authors / "cases.json").read_text()).items()
 }
 SEGMENTATIONS = [
-    (authors, name)
-    for (authors, name), case in CASES.items()
-    if case["kind"] == "segmentation" and authors != "pearl"
+    (authors, name) for (authors, name), case in CASES.items() if case["kind"] == "segmentation"
 ]
 FEATURES = [key for key, case in CASES.items() if case["kind"] == "features"]
 CALIBRATED = {
@@ -109,6 +107,7 @@ def protocol_of(authors: str, case: dict) -> BaseProtocol:
         probability_threshold=case["prob_thd"],
         area_threshold=case["area_thd"],
         pamr_steps=case["pamr_steps"],
+        tlp_grid=case.get("tlp_grid", 0),
         pamr_dilations=tuple(case.get("pamr_dilations", (8, 16))),
     )
 

@@ -73,7 +73,13 @@ RESCLIP_OPTIONS = {
     "ade20k": (0.25, (2.0, 0.3), (2.1, 0.7)),
     "cityscapes": (0.1, (2.0, 0.2), (2.1, 0.6)),
 }
-TWICE = ("naclip", "resclip")  # these resample twice
+PEARL = NACLIP
+# ALPHA_KK, and the grid of TLP.
+PEARL_OPTIONS = dict.fromkeys(BENCHMARKS, (0.08, 80)) | {
+    "ade20k": (0.3, 80),
+    "cityscapes": (0.3, 224),
+}
+TWICE = ("naclip", "pearl", "resclip")  # these resample twice
 TABLES = {
     "maskclip": SCLIP,
     "sclip": SCLIP,
@@ -83,6 +89,7 @@ TABLES = {
     "scclip": SCCLIP,
     "sfp": SFP,
     "resclip": RESCLIP,
+    "pearl": PEARL,
 }
 ROWS = [(method, benchmark) for method in TABLES for benchmark in BENCHMARKS]
 ON = ["MODEL.FREECP.ENABLED", "False", "MODEL.FREECP.PROTOCOL", "paper"]
@@ -127,6 +134,18 @@ def test_resclip_reads_the_words_by_its_authors_settings_alone(benchmark):
     ours = config("resclip", benchmark)
     assert ours.MODEL.CLIP.RESCLIP == get_config("clip/clearclip").MODEL.CLIP.RESCLIP
     assert not ours.MODEL.CLIP.RESCLIP.USE_SFR
+
+
+@pytest.mark.parametrize("benchmark", BENCHMARKS)
+def test_pearl_is_aligned_and_propagated_by_its_authors_settings(benchmark):
+    alpha, grid = PEARL_OPTIONS[benchmark]
+    for cfg in (config("pearl", benchmark, *ON), config("pearl_base", benchmark)):
+        options = cfg.MODEL.CLIP.PEARL
+        assert (options.ALPHA_KK, options.USE_KK) == (alpha, True)
+        assert (options.ALIGN_SOLVER, options.POLAR_ITERS) == ("polar", 5)
+        assert base_protocol(cfg).tlp_grid == grid
+    assert config("pearl", benchmark).MODEL.CLIP.PEARL.ALPHA_KK == 0.08
+    assert not base_protocol(config("resclip", benchmark, *ON)).tlp_grid
 
 
 @pytest.mark.parametrize(("method", "benchmark"), ROWS)

@@ -238,6 +238,23 @@ RESCLIP = _by_benchmark(
 )
 """ResCLIP's, likewise: RCS and SFR."""
 
+_PEARL = replace(_NACLIP, authors="PEARL", pamr_steps=0, tlp_grid=80, options={"ALPHA_KK": 0.08})
+PEARL = _by_benchmark(
+    _PEARL,
+    "sclip",  # its lists are SCLIP's
+    {
+        "voc21": {"short_side": 336, "probability_threshold": 0.1, **_WHOLE},
+        "voc20": {"short_side": 336, **_WHOLE},
+        "pcontext60": {"short_side": 336, "probability_threshold": 0.1},
+        "pcontext59": {"short_side": 336},
+        "coco_object": {"short_side": 336, "probability_threshold": 0.1},
+        "coco_stuff164k": {"short_side": 336},
+        "ade20k": {"short_side": 336, "options": {"ALPHA_KK": 0.3}},
+        "cityscapes": {"short_side": 560, "tlp_grid": 224, "options": {"ALPHA_KK": 0.3}},
+    },
+)
+"""PEARL's, likewise: its alignment and its propagation."""
+
 PAPER: Mapping[str, Mapping[str | None, BaseProtocol]] = MappingProxyType(
     {
         "maskclip": SCLIP,
@@ -248,6 +265,7 @@ PAPER: Mapping[str, Mapping[str | None, BaseProtocol]] = MappingProxyType(
         "scclip": SCCLIP,
         "sfp": SFP,
         "resclip": RESCLIP,
+        "pearl": PEARL,
     }
 )
 """Base method -> whose protocol its published row follows, by benchmark."""

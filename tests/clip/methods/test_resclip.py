@@ -70,6 +70,17 @@ def test_only_semantic_feedback_reads_the_words(model):
     assert grid == features.grid and second.encode_patches(x)[0].equal(patches)
     torch.testing.assert_close(patches, features.patches, atol=1e-5, rtol=0)
     torch.testing.assert_close(reread(words), first, atol=1e-5, rtol=0)
+    kept, *_ = reread.args
+    assert kept.trunk.head_attention is None  # of all that is kept it would be the largest
+    assert kept.residual.numel() == kept.trunk.tokens.numel()
+
+
+def test_without_a_share_of_blocks_before_it_is_naclip(model):
+    x = windows(2)
+    patches = DenseCLIP(model, "resclip", attn_rcs_weights=(1.0, 0.0), **BLOCKS)(x).patches
+    torch.testing.assert_close(patches, DenseCLIP(model, "naclip")(x).patches, atol=1e-6, rtol=0)
+    with pytest.raises(ValueError, match="ATTN_RCS_WEIGHTS is"):
+        DenseCLIP(model, "resclip", attn_rcs_weights=(float("inf"), 0.0), **BLOCKS)
 
 
 def test_the_second_reading_is_the_formula(model):
