@@ -88,7 +88,7 @@ def label_bonus(labels: Tensor, check_paths: bool, std: float) -> Tensor:
         bonus.mul_(_path_weights(labels))
     bonus = bonus.transpose(2, 3).reshape(batch, height * width, height * width)
     bonus = _smooth_rows(bonus, std)
-    bonus /= bonus.sum(dim=2, keepdim=True) + 1e-8
+    bonus /= bonus.sum(dim=2, keepdim=True)  # each patch has its own label: no sum is 0
     return bonus / bonus.amax(dim=(1, 2), keepdim=True)
 
 
@@ -116,13 +116,12 @@ def _path_weights(labels: Tensor) -> Tensor:
 
 
 def _smooth_rows(values: Tensor, std: float) -> Tensor:
-    """Rows of (B, M, N) convolved with a Gaussian, zeros beyond their ends."""
+    """Rows of (B, M, N) convolved with a Gaussian of height 1, zeros beyond their ends."""
     positions = torch.arange(values.shape[2], device=values.device)
     reach = min(len(positions), int(6 * std + 1)) // 2
     offsets = (positions[:, None] - positions).abs()
     weights = torch.exp(-offsets.square() / (2 * std**2)).masked_fill(offsets > reach, 0)
-    taps = torch.arange(-reach, reach + 1, device=values.device)
-    return values @ (weights / torch.exp(-taps.square() / (2 * std**2)).sum())
+    return values @ weights
 
 
 def attention_bonus(bonus: Tensor, temperature: float, weight: float) -> Tensor:

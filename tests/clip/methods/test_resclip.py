@@ -75,6 +75,15 @@ def test_only_semantic_feedback_reads_the_words(model):
     assert kept.residual.numel() == kept.trunk.tokens.numel()
 
 
+def test_the_second_reading_is_made_on_the_encoders_device():
+    clip = DenseCLIP(tiny_clip(), "resclip", **SFR).to("meta")
+    x = windows(2).to("meta")
+    kept, *_ = clip.encode_dense(x)[2].args
+    similarities = torch.empty(2, 6, 5, 8, device="meta")
+    tokens = clip.base_method.reread(kept, similarities, x, (16, 16))
+    assert tokens.device.type == "meta" and tokens.shape == (2, 40, 64)
+
+
 def test_without_a_share_of_blocks_before_it_is_naclip(model):
     x = windows(2)
     patches = DenseCLIP(model, "resclip", attn_rcs_weights=(1.0, 0.0), **BLOCKS)(x).patches
