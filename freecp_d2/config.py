@@ -68,8 +68,9 @@ def add_freecp_config(cfg: CfgNode) -> None:
     # How the base method alone is run. "same": with the resize, windows and words that FreeCP would
     # have. "paper": by the protocol of its own authors on the benchmark of DATASETS.TEST, or by
     # their defaults on another data set; that sets INPUT.MIN_SIZE_TEST, WINDOW, STRIDE, an empty
-    # VOCABULARY and an empty MODEL.CLIP.LAST_BLOCK (freecp_d2.data.benchmarks.protocols). With
-    # FreeCP enabled it means nothing.
+    # VOCABULARY, an empty MODEL.CLIP.LAST_BLOCK, and of the options of resclip and pearl those that
+    # the protocol states (freecp_d2.data.benchmarks.protocols). With FreeCP enabled it means
+    # nothing.
     freecp.PROTOCOL = "same"
     # What the affinity is made of: "attention", that of all blocks but the last (METHOD.md step 3),
     # or "method", the similarity that the base method itself spreads its values by.
