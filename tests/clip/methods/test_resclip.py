@@ -117,6 +117,13 @@ def test_the_second_reading_is_the_formula(model):
     )
 
 
+def test_the_first_block_can_be_mixed_in(model):
+    first = DenseCLIP(model, "resclip", rcs_blocks=(0,))
+    trunk, _ = first._run(windows(1), record_attention=False)
+    weights = torch.ones(1, 4, 41) - trunk.head_attention.sum(dim=-1)
+    torch.testing.assert_close(weights, torch.zeros(1, 4, 41), atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_the_similarity_is_how_values_spread(strategy, model):
     clip = DenseCLIP(model, "resclip", attn_strategy=strategy, affinity="method", **BLOCKS)
@@ -153,6 +160,7 @@ def test_lower_precision_stays_near(dtype, model):
     [
         ({"attn_strategy": "kk"}, "RESCLIP.ATTN_STRATEGY is 'kk'; choose one of resclip, "),
         ({"gaussian_std": 0.0}, "RESCLIP.GAUSSIAN_STD is 0.0; it must be above 0"),
+        ({"gaussian_std": float("inf")}, "RESCLIP.GAUSSIAN_STD is inf; it must be above 0"),
         ({"rcs_blocks": ()}, r"RESCLIP.RCS_BLOCKS is \[\]; name at least one block"),
         ({"rcs_blocks": (-1, 2)}, r"RCS_BLOCKS is \[-1, 2\]; name at least one block"),
         ({"rcs_blocks": (1, 1)}, r"RCS_BLOCKS is \[1, 1\]; name at least one block, each once"),
