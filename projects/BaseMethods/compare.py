@@ -1,4 +1,4 @@
-"""All base methods alone, with FreeCP, and with FreeCP and PAMR: one table a data set.
+"""All base methods alone, with FreeCP, and with PAMR on top: one table a data set.
 
     python projects/BaseMethods/compare.py --camvid /path/to/camvid
 
@@ -37,6 +37,7 @@ PARTS = Path(__file__).with_name("parts.py")
 VARIANTS: dict[str, tuple[str, ...]] = {
     "alone": ("MODEL.FREECP.ENABLED", "False"),
     "freecp": ("MODEL.FREECP.ENABLED", "True"),
+    "freecp_pamr": ("MODEL.FREECP.ENABLED", "True", "MODEL.FREECP.REFINE", "pamr"),
 }
 """What is compared -> its keys. The base method alone has FreeCP's windows (PROTOCOL same)."""
 TITLES = {"alone": "alone", "freecp": "+ FreeCP", "freecp_pamr": "+ PAMR"}

@@ -68,7 +68,8 @@ def test_the_table_is_of_what_was_evaluated_and_nothing_is_evaluated_twice(
     results = [load_results(folder / f"gem_{v}" / "results.json") for v in compare.VARIANTS]
     alone, ours, *_ = results
     assert {r["images"] for r in results} == {2}
-    assert [r["enabled"] for r in results[:2]] == [False, True]
+    assert [r["enabled"] for r in results] == [False, True, True]
+    assert [r["refine"] for r in results] == ["none", "none", "pamr"]
     assert alone["protocol"] == "same"
     assert {r["config"]["MODEL"]["CLIP"]["GEM"]["DEPTH"] for r in results} == {4}
     text = (tmp_path / "comparison.md").read_text()
