@@ -3,22 +3,23 @@
     python tests/benchmarks/base_methods.py
 
 A ViT-B/16 of random weights in fp32, on one thread. All methods run in turn, round after round in
-one process, and a ratio is taken in every round. Peak memory is that of one call, above what was
-there before it, each in a process forked for it (Linux). Prints Markdown; --json FILE keeps it.
+one process, and a ratio is taken in every round. Time is the thread's own, so that other processes
+change little of it. Peak memory is that of one call, above what was there before it, each in a
+process of its own (Linux). Prints Markdown; --json FILE keeps it.
 """
 
 import argparse
 import json
 import multiprocessing
+import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import torch
 from encoders import pace_model
 from inputs import SEED, machine
 from peak_memory import resident
-from rounds import Timed, interleaved, ratio, spread
+from rounds import ratio, spread
 from tabulate import tabulate
 from torch import Tensor
 
@@ -27,17 +28,34 @@ from freecp_d2.clip.methods import base_method_names
 
 YARDSTICK = "clearclip"
 CPU = torch.device("cpu")
+SMALL_TOWER = {"gem_depth": 4, "rcs_blocks": (2, 3, 4), "pre_adjust_idx": 3, "post_adjust_idx": 1}
+SMALL_TOWER |= {"multi_start_idx": 1, "multi_end_idx": 5, "cross_s": 1, "cross_e": 5}
+"""Blocks of --quick's 6, as in configs/scenes/."""
 
 
-def extra_bytes(encoder: DenseCLIP, windows: Tensor) -> int:
-    """Peak memory of encoding, in a process of its own, after a run on smaller windows."""
-    with multiprocessing.get_context("fork").Pool(1) as pool:
-        return pool.apply(_extra_bytes, (encoder, windows))
+def encoders_of(methods: Sequence[str], side: int, quick: bool) -> dict[str, DenseCLIP]:
+    """They share one tower of random weights."""
+    model, options = pace_model(quick, side, CPU), SMALL_TOWER if quick else {}
+    return {method: DenseCLIP(model, method, **options) for method in methods}
 
 
-def _extra_bytes(encoder: DenseCLIP, windows: Tensor) -> int:
+def windows_of(side: int, count: int) -> Tensor:
+    """Random windows (count, 3, side, side)."""
+    return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(SEED))
+
+
+def extra_bytes(method: str, side: int, count: int, quick: bool) -> int:
+    """Peak memory of encoding, in a process of its own, after a run on a smaller window."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_extra_bytes, (method, side, count, quick))
+
+
+@torch.no_grad()
+def _extra_bytes(method: str, side: int, count: int, quick: bool) -> int:
     torch.set_num_threads(1)
-    encoder(windows[:1, :, : windows.shape[2] // 2, : windows.shape[3] // 2])
+    (encoder,) = encoders_of([method], side, quick).values()
+    windows = windows_of(side, count)
+    encoder(windows[:1, :, : side // 4, : side // 4])
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
     before = resident("VmHWM")
     encoder(windows)
@@ -48,15 +66,16 @@ def _extra_bytes(encoder: DenseCLIP, windows: Tensor) -> int:
 def measure(methods: Sequence[str], side: int, count: int, rounds: int, quick: bool) -> dict:
     """Seconds a window and bytes of each method, and their ratios over :data:`YARDSTICK`."""
     torch.set_num_threads(1)
-    model = pace_model(quick, side, CPU)
-    torch.manual_seed(SEED)
-    windows = torch.randn(count, 3, side, side)
-    encoders = {method: DenseCLIP(model, method) for method in methods}
-    samples = interleaved(
-        {name: Timed(partial(encoder, windows)) for name, encoder in encoders.items()}, rounds, CPU
-    )
-    seconds = {name: sample["seconds"] for name, sample in samples.items()}
-    memory = {name: extra_bytes(encoder, windows) for name, encoder in encoders.items()}
+    windows = windows_of(side, count)
+    encoders = encoders_of(methods, side, quick)
+    seconds: dict[str, list[float]] = {method: [] for method in methods}
+    for round_ in range(-1, rounds):
+        for method, encoder in encoders.items():
+            start = time.thread_time()
+            encoder(windows)
+            if round_ >= 0:
+                seconds[method].append(time.thread_time() - start)
+    memory = {method: extra_bytes(method, side, count, quick) for method in methods}
     return {
         "machine": machine(CPU),
         "side": side,
@@ -67,7 +86,7 @@ def measure(methods: Sequence[str], side: int, count: int, rounds: int, quick: b
                 "seconds_per_window": spread([s / count for s in seconds[name]]),
                 "over_yardstick": ratio(seconds[name], seconds[YARDSTICK]),
                 "extra_bytes": memory[name],
-                "bytes_over_yardstick": memory[name] / memory[YARDSTICK],
+                "bytes_over_yardstick": memory[name] / max(memory[YARDSTICK], 1),
             }
             for name in methods
         },
@@ -97,8 +116,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--side", type=int, default=384, help="of the windows; %(default)s")
-    parser.add_argument("--windows", type=int, default=4, help="at once; %(default)s")
-    parser.add_argument("--rounds", type=int, default=7, help="%(default)s")
+    parser.add_argument("--windows", type=int, default=2, help="at once; %(default)s")
+    parser.add_argument("--rounds", type=int, default=5, help="%(default)s")
     parser.add_argument("--quick", action="store_true", help="a small CLIP, to see that it runs")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args(argv)
