@@ -171,7 +171,9 @@ def main() -> int:
     safetensors.torch.load_file = recorder.load
     torch.testing.assert_close = recorder.compare
     np.lib.npyio.NpzFile.__getitem__ = lambda archive, name: recorder.get(archive, name)
-    tests = [str(TESTS / "clip"), *map(str, sorted(TESTS.glob("test_base_protocols*.py")))]
+    files = "test_base_protocols*.py", "ops/test_pamr.py", "test_propagation.py"
+    tests = [str(file) for name in files for file in sorted(TESTS.glob(name))]
+    tests.insert(0, str(TESTS / "clip"))
     code = pytest.main(["-q", "-p", "no:cacheprovider", *tests], plugins=[Plugin(recorder)])
     print(f"\n{table(recorder.methods)}")
     return code

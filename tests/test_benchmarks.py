@@ -174,3 +174,21 @@ def test_a_quick_run_prints_every_figure_and_draws(quick):
         assert "not measured" in output
     with Image.open(picture) as image:
         assert image.width > 1000 and len(image.convert("RGB").getcolors(2**24)) > 50
+
+
+def test_refinements_are_timed_on_the_classes_that_stay_and_on_all_queries(
+    monkeypatch, capsys, tmp_path
+):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    module = importlib.import_module("refinement")
+    file = tmp_path / "bench.json"
+    module.main(["--quick", "--rounds", "2", "--scenes", "1", "--json", str(file)])
+    (case,) = json.loads(file.read_text())["cases"]
+    (kept,) = case["classes_that_stay"]
+    assert 0 < kept < 20 and len(case["runs"]) == 6
+    for name, run in case["runs"].items():
+        assert run["maps"] == (kept if "stay" in name else 20)
+        assert run["seconds"]["median"] > 0 and run["extra_bytes"] > 0
+    assert case["runs"]["pamr, all queries"]["over_yardstick"]["median"] == 1
+    output = capsys.readouterr().out
+    assert f"classes that stay of 20: {kept}" in output and output.count("\n| 96 x 120") == 6

@@ -13,7 +13,14 @@ from freecp_d2.clip import DenseCLIP, TextEncoder
 from freecp_d2.config import configured_vocabulary, get_config
 from freecp_d2.data import load_vocabulary
 from freecp_d2.data.benchmarks import BENCHMARKS
-from freecp_d2.data.benchmarks.protocols import PAPER, SAME, base_protocol, with_protocol
+from freecp_d2.data.benchmarks.protocols import (
+    PAPER,
+    SAME,
+    Refinement,
+    base_protocol,
+    configured_refinement,
+    with_protocol,
+)
 from freecp_d2.data.mapper import InferenceMapper
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -158,6 +165,48 @@ def test_same_is_what_freecp_has(method, benchmark):
     assert (protocol.logit_scale, protocol.area_threshold, protocol.pamr_steps) == (50, None, 0)
     assert protocol.probability_threshold == enabled.MODEL.FREECP.BACKGROUND_THRESHOLD
     assert protocol.authors == SAME.authors and not protocol.threshold_without_background
+
+
+PAMR = ["MODEL.FREECP.REFINE", "pamr"]
+
+
+def test_a_refinement_is_that_of_freecp_and_of_a_base_method_that_is_run_as_it():
+    steps = ["MODEL.FREECP.PAMR.STEPS", "3", "MODEL.FREECP.PAMR.DILATIONS", "[4, 2]"]
+    for on in ([], ON[:2]):
+        cfg = config("clearclip", "voc21", *on, *PAMR, *steps)
+        expected = Refinement(3, (4, 2))
+        assert configured_refinement(cfg) == base_protocol(cfg).refinement == expected
+        cfg = config("clearclip", "voc21", *on, "MODEL.FREECP.REFINE", "tlp")
+        expected = Refinement(tlp_grid=80)
+        assert configured_refinement(cfg) == base_protocol(cfg).refinement == expected
+        cfg = config("clearclip", "voc21", *on, *steps)
+        assert not configured_refinement(cfg).enabled
+        assert not base_protocol(cfg).refinement.enabled
+    # With FreeCP the base method beside it keeps its own.
+    cfg = config("naclip", "voc21", *PAMR, *steps, *ON[2:])
+    assert configured_refinement(cfg) == Refinement(3, (4, 2))
+    assert base_protocol(cfg).refinement == Refinement(10, (8, 16))
+    with pytest.raises(ValueError, match="REFINE is pamr and PROTOCOL paper, which settles"):
+        config("naclip", "voc21", *PAMR, *ON)
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["MODEL.FREECP.REFINE", "PAMR"], "REFINE is 'PAMR'; choose one of none, pamr, tlp$"),
+        ([*PAMR, "MODEL.FREECP.PAMR.STEPS", "0"], "PAMR.STEPS is 0; give a number from 1 on"),
+        ([*PAMR, "MODEL.FREECP.PAMR.DILATIONS", "()"], r"DILATIONS is \(\); give whole numbers"),
+        ([*PAMR, "MODEL.FREECP.PAMR.DILATIONS", "(8, 0)"], r"is \(8, 0\); give whole numbers"),
+        ([*PAMR, "MODEL.FREECP.PAMR.DILATIONS", "(1.5,)"], r"is \(1.5,\); give whole numbers"),
+        (
+            ["MODEL.FREECP.REFINE", "tlp", "MODEL.FREECP.TLP.GRID", "0"],
+            "TLP.GRID is 0; give a number from 1 on",
+        ),
+    ],
+)
+def test_wrong_refinements(opts, message):
+    with pytest.raises(ValueError, match=f"^MODEL.FREECP.*{message}"):
+        config("clearclip", "voc21", *opts)
 
 
 def test_words_and_last_block_of_ones_own_stay():

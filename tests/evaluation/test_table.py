@@ -190,6 +190,7 @@ def test_a_figure_of_the_authors_has_their_setting(dataset):
     [
         ("MODEL.FREECP.AFFINITY", "method"),
         ("MODEL.FREECP.AFFINITY_PROVIDER", "vit"),
+        ("MODEL.FREECP.REFINE", "pamr"),
         ("MODEL.FREECP.STRIDE", 56),
         ("MODEL.FREECP.WINDOW", 378),
         ("MODEL.FREECP.REDUNDANCY_THRESHOLD", 0.1),

@@ -56,6 +56,8 @@ TARGETS: dict[str, list[str]] = {
     "freecp_d2/clip/methods/sfp.py": ["tests/clip/methods/test_sfp.py"],
     "freecp_d2/clip/loading.py": ["tests/clip/test_loading.py"],
     "freecp_d2/clip/text.py": ["tests/clip/test_text.py"],
+    "freecp_d2/refinement.py": ["tests/test_refinement.py"],
+    "freecp_d2/propagation.py": ["tests/test_propagation.py"],
     "freecp_d2/scores.py": [
         "tests/test_scores.py",
         f"{PROTOCOLS}::test_label_maps_are_the_published",
