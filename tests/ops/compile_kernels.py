@@ -91,7 +91,7 @@ if __name__ == "__main__":
             box_mask_triton(maps)
             sinkhorn_affinity_triton(affinity)
             refine_triton(affinity, maps, maps)
-            soft_iou_triton(maps[0])
+            soft_iou_triton(maps)
             pamr_triton(maps[:, :3], maps, 3, (8, 16))
         # Queries and keys as they lie in a projection (B, T, 3, heads, d).
         for heads, length, dim in ((3, 5, 80), (12, 785, 64)):

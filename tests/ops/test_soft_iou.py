@@ -48,6 +48,20 @@ def test_definition(run, shape, dtype):
     np.testing.assert_allclose(iou.double(), expected, rtol=0, atol=1e-6 + torch.finfo(dtype).eps)
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (3, 2, 3, 4), (2, 33, 5, 5), (0, 3, 2, 2)])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_a_batch_is_its_windows_one_by_one(run, shape, dtype):
+    maps = maps_of(*shape).to(dtype)
+    torch.library.opcheck(torch.ops.freecp.soft_iou.default, (maps,))
+    iou = run(ops.soft_iou, maps)
+    assert iou.shape == (*shape[:2], shape[1]) and iou.dtype == dtype
+    for window, windows_iou in zip(maps, iou, strict=True):
+        assert torch.equal(windows_iou, run(ops.soft_iou, window))
+    if len(maps) > 1:
+        view = maps.transpose(0, 1)[: len(maps)].mT
+        assert torch.equal(run(ops.soft_iou, view), run(ops.soft_iou, view.contiguous()))
+
+
 @pytest.mark.parametrize("shape", [(1000, 1, 3), (3, 64, 64)])
 def test_many_and_large_maps(run, shape):
     maps = maps_of(*shape)
@@ -124,9 +138,14 @@ def test_strides_and_autocast_do_not_matter(run):
 
 def test_memory(largest_tensor):
     assert largest_tensor(soft_iou_composite, maps_of(20, 14, 14)) == 20 * 14 * 14
+    assert largest_tensor(soft_iou_composite, maps_of(3, 20, 14, 14)) == 3 * 20 * 14 * 14
 
 
-@pytest.mark.parametrize("bad", [torch.rand(3, 3), torch.rand(2, 0, 3), torch.ones(2, 3, 3).int()])
+@pytest.mark.parametrize(
+    "bad",
+    [*(torch.rand(3, 3), torch.rand(2, 0, 3), torch.rand(1, 2, 3, 0), torch.rand(1, 1, 2, 3, 3))]
+    + [torch.ones(2, 3, 3).int()],
+)
 def test_bad_shapes(bad):
-    with pytest.raises(ValueError, match=r"^soft_iou: maps must be .*\(M, h, w\)"):
+    with pytest.raises(ValueError, match=r"^soft_iou: maps must be .*M, h, w\)"):
         ops.soft_iou(bad)
