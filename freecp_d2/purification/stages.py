@@ -18,6 +18,9 @@ from .. import ops
 
 CROP_SIZE = (112, 112)
 
+CROPS_AT_ONCE = 256
+"""How many crops are cut together on a GPU, 1 MB each meanwhile."""
+
 
 def to_host(tensors: Sequence[Tensor]) -> list[np.ndarray]:
     """The tensors as float32 arrays by one transfer: their device is waited for once."""
@@ -28,9 +31,11 @@ def to_host(tensors: Sequence[Tensor]) -> list[np.ndarray]:
 
 
 def to_device(values: Any, device: torch.device) -> Tensor:
-    """A tensor of integers or bools on `device`, without waiting for it."""
+    """A tensor of the values on `device`, without waiting for it."""
     tensor = torch.as_tensor(values)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def class_activation_maps(
@@ -164,6 +169,55 @@ def ambiguous_groups(soft_iou: np.ndarray, threshold: float) -> list[np.ndarray]
     return [(component == i).nonzero()[0] for i in range(count)]
 
 
+def resized_crops(
+    images: Tensor | Sequence[Tensor], boxes: Sequence[tuple[int, int, int, int, int]]
+) -> Tensor:
+    """Crops of images (3, H, W), (K, 3, *CROP_SIZE), bilinear as :func:`F.interpolate` has it.
+
+    On a CPU by that function, crop by crop. Elsewhere, where every call is a launch, all at once:
+    the four neighbours of every pixel by one index, and two interpolations.
+
+    Args:
+        images: of equal size.
+        boxes: K times image, top, bottom, left, right in pixels; bottom and right exclusive, and
+            cut to the image.
+    """
+    if images[0].device.type == "cpu":
+        crops = [images[i][None, :, y0:y1, x0:x1] for i, y0, y1, x0, x1 in boxes]
+        return torch.cat([F.interpolate(crop, CROP_SIZE, mode="bilinear") for crop in crops])
+    pixels = images if isinstance(images, Tensor) else torch.stack(list(images))
+    chunks = [boxes[i : i + CROPS_AT_ONCE] for i in range(0, len(boxes), CROPS_AT_ONCE)]
+    return torch.cat([crops_by_one_index(pixels, chunk) for chunk in chunks])
+
+
+def crops_by_one_index(images: Tensor, boxes: Sequence[tuple[int, int, int, int, int]]) -> Tensor:
+    """:func:`resized_crops` of images (B, 3, H, W) on any device, but for rounding."""
+    index, *spans = np.array(boxes).T
+    weights, neighbours = [], []
+    for start, end, size, side in zip(
+        spans[::2], spans[1::2], images.shape[2:], CROP_SIZE, strict=True
+    ):
+        extent = (np.minimum(end, size) - start)[:, None]
+        # The scale in float32, what comes of it rounded once: as PyTorch does where it fuses.
+        position = (np.arange(side) + 0.5) * (extent / side).astype(np.float32).astype(float) - 0.5
+        position = np.maximum(position, 0).astype(np.float32)
+        low = position.astype(np.int64)
+        high = np.minimum(low + 1, extent - 1)
+        weights.append(position - low.astype(np.float32))
+        neighbours.append(start[:, None] + np.concatenate((low, high), axis=1))
+    rows, columns = to_device(np.stack(neighbours), images.device)
+    down, right = to_device(np.stack(weights), images.device).to(images.dtype)
+    near = images[
+        to_device(index, images.device)[:, None, None, None],
+        torch.arange(images.shape[1], device=images.device)[:, None, None],
+        rows[:, None, :, None],
+        columns[:, None, None, :],
+    ]
+    height, width = CROP_SIZE
+    lines = near[..., :width].lerp(near[..., width:], right[:, None, None, :])
+    return lines[:, :, :height].lerp(lines[:, :, height:], down[:, None, :, None])
+
+
 def resolve_ambiguity(
     images: Tensor | Sequence[Tensor],
     refined: Tensor,
@@ -198,23 +252,23 @@ def resolve_ambiguity(
     for index, (window, members) in enumerate(groups):
         winners[window, members] = index in empty
     height, width = patch_size
-    crops, owners = [], []
-    for group, x0, y0, x1, y1 in boxes:
-        if x1 > x0 and y1 > y0:
-            rows, columns = slice(y0 * height, y1 * height), slice(x0 * width, x1 * width)
-            crop = images[groups[group][0]][None, :, rows, columns]
-            crops.append(F.interpolate(crop, CROP_SIZE, mode="bilinear", align_corners=False))
-            owners.append(group)
+    cut = [
+        (group, y0 * height, y1 * height, x0 * width, x1 * width)
+        for group, x0, y0, x1, y1 in boxes
+        if x1 > x0 and y1 > y0
+    ]
     stays = to_device(winners, refined.device).flatten()
     beaten_by = torch.full_like(stays, -1, dtype=torch.int64)
-    if crops:
+    if cut:
+        owners = [group for group, *_ in cut]
+        crops = resized_crops(images, [(groups[group][0], *box) for group, *box in cut])
         # Rows of a group's members, the first one again where others have more.
         size = max(len(members) for _, members in groups)
         padded = [np.pad(m, (0, size - len(m)), constant_values=m[0]) for _, m in groups]
         rivals = to_device(np.stack(padded), refined.device)
         first = to_device([window * count for window, _ in groups], refined.device)
         owner = to_device(owners, refined.device)
-        embeddings = encode(torch.cat(crops))
+        embeddings = encode(crops)
         with torch.autocast(embeddings.device.type, enabled=False):
             similarity = (embeddings @ descriptions.T).gather(1, rivals[owner])
         score, best = similarity.max(dim=1)
@@ -237,17 +291,16 @@ def _groups(
         return [], refined[:0, 0]
     present = [kept[window].nonzero()[0] for window in crowded]
     counts = [len(classes) for classes in present]
+    # As many of every window, filled up with its first.
+    index = np.stack([np.pad(p, (0, max(counts) - len(p)), constant_values=p[0]) for p in present])
     candidates = refined[
-        to_device(np.repeat(crowded, counts), refined.device),
-        to_device(np.concatenate(present), refined.device),
+        to_device(crowded[:, None], refined.device), to_device(index, refined.device)
     ]
-    soft_ious = map(ops.soft_iou, candidates.split(counts))
-    maps, *matrices = to_host([candidates, *soft_ious])
-    groups, averages, start = [], [], 0
-    for window, classes, matrix in zip(crowded, present, matrices, strict=True):
-        for group in ambiguous_groups(matrix, threshold):
+    groups, averages = [], []
+    maps, matrices = to_host([candidates, ops.soft_iou(candidates)])
+    for row, (window, classes) in enumerate(zip(crowded, present, strict=True)):
+        for group in ambiguous_groups(matrices[row, : len(classes), : len(classes)], threshold):
             if len(group) > 1:
                 groups.append((int(window), classes[group]))
-                averages.append(maps[start + group].mean(axis=0))
-        start += len(classes)
-    return groups, torch.from_numpy(np.stack(averages) if averages else maps[:0])
+                averages.append(maps[row, group].mean(axis=0))
+    return groups, torch.from_numpy(np.stack(averages) if averages else maps[:0, 0])

@@ -4,6 +4,7 @@ import math
 from contextlib import contextmanager
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
@@ -230,6 +231,55 @@ def test_ambiguity_by_brute_force(seed, batch, classes, threshold):
         images, refined, kept.numpy(), descriptions, encode, (4, 4), threshold
     )
     assert stay.equal(stays) and winner.equal(beaten_by)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 10_000), st.integers(1, 9), st.integers(1, 150), st.integers(1, 150))
+def test_crops_are_resized_as_interpolate_does(seed, count, height, width):
+    """By both ways, from a pixel to beyond the crop's size; a box may end outside of the image."""
+    rng = np.random.default_rng(seed)
+    images = random(3, 3, height, width, seed=seed)
+    top, left = rng.integers(0, height, count), rng.integers(0, width, count)
+    bottom, right = (
+        top + 1 + rng.integers(0, height, count),
+        left + 1 + rng.integers(0, width, count),
+    )
+    boxes = [
+        tuple(box) for box in zip(rng.integers(0, 3, count), top, bottom, left, right, strict=True)
+    ]
+    expected = torch.cat(
+        [
+            F.interpolate(images[i : i + 1, :, y0:y1, x0:x1], (112, 112), mode="bilinear")
+            for i, y0, y1, x0, x1 in boxes
+        ]
+    )
+    assert torch.equal(stages.resized_crops(list(images), boxes), expected)
+    crops = stages.crops_by_one_index(images, boxes)
+    torch.testing.assert_close(crops, expected, rtol=0, atol=5e-7)
+
+
+@pytest.mark.parametrize("count", [1, 256, 300])
+def test_many_crops_are_cut_in_pieces_off_the_cpu(count):
+    images = [torch.zeros(3, 20, 30, device="meta") for _ in range(2)]
+    crops = stages.resized_crops(images, [(1, 2, 9, 3, 30)] * count)
+    assert crops.is_meta and crops.shape == (count, 3, 112, 112)
+
+
+def test_windows_are_compared_at_once(monkeypatch):
+    calls = []
+
+    def spy(maps):
+        calls.append(maps.shape)
+        return soft_iou(maps)
+
+    soft_iou = ops.soft_iou
+    monkeypatch.setattr(ops, "soft_iou", spy)
+    kept = np.array([[1, 1, 0, 0], [0, 0, 0, 1], [1, 1, 1, 0]], dtype=bool)
+    refined = random(3, 4, 6, 6)
+    stages.resolve_ambiguity(
+        torch.zeros(3, 3, 24, 24), refined, kept, torch.eye(4), lambda crops: crops, (4, 4), 1.0
+    )
+    assert calls == [(2, 3, 6, 6)]
 
 
 def test_selection_compiles_as_one_graph_and_ignores_autocast():
