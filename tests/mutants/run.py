@@ -44,6 +44,10 @@ OPS = ["tests/ops/test_dispatch.py", "tests/ops/test_reference_vectors.py"]
 TARGETS: dict[str, list[str]] = {
     "freecp_d2/purification/head.py": ["tests/purification"],
     "freecp_d2/purification/stages.py": ["tests/purification"],
+    "freecp_d2/affinity/mask_files.py": ["tests/affinity/test_masks.py"],
+    "freecp_d2/affinity/masks.py": ["tests/affinity/test_masks.py"],
+    "freecp_d2/affinity/provider.py": ["tests/affinity/test_provider.py"],
+    "freecp_d2/affinity/vit.py": ["tests/affinity/test_vit.py"],
     "freecp_d2/clip/blocks.py": DENSE,
     "freecp_d2/clip/dense.py": DENSE,
     "freecp_d2/clip/methods/calibration.py": ["tests/clip/methods/test_calibration.py"],
