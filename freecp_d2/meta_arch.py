@@ -11,6 +11,7 @@ from torch import nn
 from .affinity import AffinityProvider, build_affinity
 from .clip import DenseCLIP
 from .clip.build import build_clip
+from .clip.matmul import exact_products
 from .clip.text import TextEncoder
 from .config import configured_descriptions, configured_vocabulary
 from .data import Vocabulary
@@ -150,6 +151,7 @@ class FreeCP(nn.Module):
         """Where the model lives; images and words are moved there."""
         return self.normalize.device
 
+    @exact_products
     def encode_words(
         self, vocabulary: Vocabulary, descriptions: Mapping[str, Sequence[str]]
     ) -> Words:
@@ -208,6 +210,7 @@ class FreeCP(nn.Module):
         """
         return self._encode_lazily(batched_inputs, base).in_memory(windows_done)
 
+    @exact_products
     @torch.no_grad()
     def segment(
         self,
@@ -241,6 +244,7 @@ class FreeCP(nn.Module):
             output = output or self.output
             return purified_results(encoded, purified, words, output, self.refinement)
 
+    @exact_products
     @torch.no_grad()
     def segment_base(
         self, encoded: EncodedImages, words: Words, output: str | None = None

@@ -12,6 +12,7 @@ from detectron2.config import CfgNode
 from PIL import Image
 from torch import Tensor
 
+from .clip.matmul import bf16_matmul
 from .config import finished_config, load_config
 from .data import Vocabulary, normalized_name
 from .encoding import WindowsDone
@@ -237,7 +238,8 @@ class FreeCPPredictor:
         words = self._segmenter.words_of(vocabulary, background)
         require_purifiable(encoded)
         model = self._segmenter.model
-        before, after = class_maps(encoded.windows, words, classes, model.head, model.encoder)
+        with bf16_matmul(False, model.device):
+            before, after = class_maps(encoded.windows, words, classes, model.head, model.encoder)
         return ClassMaps(tuple(classes), before.cpu().numpy(), after.cpu().numpy())
 
     def prepare(

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, TypeAlias
+from functools import partial, wraps
+from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
 import open_clip
 import torch
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
-from . import blocks
+from . import blocks, matmul
 from .methods import BASE_METHODS, Trunk, base_method
 
 AFFINITIES = ("attention", "method")
@@ -47,6 +47,23 @@ class DenseFeatures:
         return self.patches if self.reread is None else self.reread(text)
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _at_its_precision(
+    method: Callable[Concatenate["DenseCLIP", P], R],
+) -> Callable[Concatenate["DenseCLIP", P], R]:
+    """A method whose products have the precision of the encoder."""
+
+    @wraps(method)
+    def rounded(self: "DenseCLIP", /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with matmul.bf16_matmul(self.bf16_matmul, self.model.visual.proj.device):
+            return method(self, *args, **kwargs)
+
+    return rounded
+
+
 class DenseCLIP(nn.Module):
     """A frozen open_clip ViT read by a training-free base method (METHOD.md steps 1 and 3).
 
@@ -61,6 +78,7 @@ class DenseCLIP(nn.Module):
         method: one of :func:`freecp_d2.clip.base_method_names`.
         affinity: what FreeCP's affinity is made of, the trunk's "attention" or the "method"'s own
             similarity; see MODEL.FREECP.AFFINITY.
+        bf16_matmul: multiply float32 in bfloat16 on CPUs; see MODEL.CLIP.PRECISION.
         method_options: of the base method; see `freecp_d2.clip.methods`. Those of other methods may
             be among them and are not read, so that one set serves a comparison.
 
@@ -75,6 +93,7 @@ class DenseCLIP(nn.Module):
         method: str = "clearclip",
         *,
         affinity: str = "attention",
+        bf16_matmul: bool = False,
         **method_options: Any,
     ):
         super().__init__()
@@ -94,6 +113,7 @@ class DenseCLIP(nn.Module):
         self.method = method
         self.base_method = chosen(**options)
         self.affinity = affinity
+        self.bf16_matmul = bf16_matmul
         self.logit_scale: float = model.logit_scale.float().exp().item()
         self._reads = self.base_method.reads(len(self._blocks))
 
@@ -106,6 +126,7 @@ class DenseCLIP(nn.Module):
         """Stay in eval mode: the encoder is frozen."""
         return super().train(False)
 
+    @_at_its_precision
     @torch.no_grad()
     def forward(self, images: Tensor, affinity: Tensor | None = None) -> DenseFeatures:
         """Encode normalised images (B, 3, H, W); H and W need not be multiples of the patch size.
@@ -129,6 +150,7 @@ class DenseCLIP(nn.Module):
             reread=self._rereading(trunk, images, patches),
         )
 
+    @_at_its_precision
     @torch.no_grad()
     def encode_dense(self, images: Tensor) -> tuple[Tensor, tuple[int, int], Reread | None]:
         """`patches`, `grid` and `reread` of :meth:`forward`, without the cost of the attention.
@@ -145,6 +167,7 @@ class DenseCLIP(nn.Module):
         patches, grid, _ = self.encode_dense(images)
         return patches, grid
 
+    @_at_its_precision
     @torch.no_grad()
     def encode_cls(self, images: Tensor) -> Tensor:
         """Ordinary CLIP embeddings (B, D), float32 of unit length, of normalised (B, 3, H, W).
@@ -220,6 +243,7 @@ class DenseCLIP(nn.Module):
         kept = self.base_method.keep(trunk)
         return None if kept is None else partial(self._reread, kept, images, patches, trunk.grid)
 
+    @_at_its_precision
     @torch.no_grad()
     def _reread(
         self, kept: Any, images: Tensor, patches: Tensor, grid: tuple[int, int], text: Tensor

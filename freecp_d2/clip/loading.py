@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..files import local_path
 from .hub import cached_file, why_unreachable
+from .matmul import has_bf16_units
 from .torchscript import is_torchscript, read_state_dict
 
 PRECISIONS: dict[str, torch.dtype] = {
@@ -28,6 +29,9 @@ PRECISIONS: dict[str, torch.dtype] = {
     "fp16": torch.float16,
     "bf16": torch.bfloat16,
 }
+"""Name -> what the matrix weights are converted to."""
+BF16_MATMUL = "bf16_matmul"
+"""The precision of float32 weights whose products are in bfloat16, on a CPU."""
 WEIGHT_SUFFIXES: tuple[str, ...] = (".safetensors", ".pt", ".pth", ".bin")
 _OPENAI_EXTRAS = ("input_resolution", "context_length", "vocab_size")
 """Keys of OpenAI's state dicts and of no others; open_clip drops them, too."""
@@ -67,8 +71,8 @@ def load_clip(
             of its keys, in any float type. Integers, as of quantised weights, are refused. A .pt
             may be a TorchScript archive, as OpenAI's are: its tensors are read, none of its code
             is run.
-        precision: fp32, fp16, bf16, or auto: fp16 on CUDA and fp32 elsewhere. As open_clip means
-            them: matrix weights are converted, LayerNorms and embeddings stay float32.
+        precision: as :func:`precision_on` takes it. As open_clip means them: matrix weights are
+            converted, LayerNorms and embeddings stay float32.
         device: where the model goes.
 
     Both paths may begin with :data:`freecp_d2.files.PACKAGED`.
@@ -103,18 +107,41 @@ def load_clip(
 
 
 def dtype_of(precision: str, device: torch.device) -> torch.dtype:
-    """What MODEL.CLIP.PRECISION is on a device.
+    """What MODEL.CLIP.PRECISION makes of matrix weights on a device.
 
     Raises:
-        ValueError: it is none.
+        ValueError: as :func:`precision_on`.
     """
+    return PRECISIONS.get(precision_on(precision, device), torch.float32)
+
+
+def precision_on(precision: str, device: str | torch.device) -> str:
+    """What MODEL.CLIP.PRECISION means on a device.
+
+    Args:
+        precision: fp32, fp16, bf16; bf16_matmul, float32 weights whose products are in bfloat16
+            with float32 sums, on CPUs that have units for it; or auto, which is fp16 on CUDA,
+            bf16_matmul on such CPUs, and fp32 elsewhere.
+
+    Returns:
+        One of these but auto.
+
+    Raises:
+        ValueError: none of these, or bf16_matmul elsewhere.
+    """
+    device_type = torch.device(device).type
+    units = device_type == "cpu" and has_bf16_units()
     if precision == "auto":
-        precision = "fp16" if device.type == "cuda" else "fp32"
-    if precision not in PRECISIONS:
+        return "fp16" if device_type == "cuda" else BF16_MATMUL if units else "fp32"
+    if precision not in (*PRECISIONS, BF16_MATMUL):
+        known = ", ".join(("auto", *PRECISIONS, BF16_MATMUL))
+        raise ValueError(f"MODEL.CLIP.PRECISION is {precision!r}; choose one of {known}")
+    if precision == BF16_MATMUL and not units:
+        where = "has no units for bfloat16" if device_type == "cpu" else f"is {device_type}"
         raise ValueError(
-            f"MODEL.CLIP.PRECISION is {precision!r}; choose one of auto, {', '.join(PRECISIONS)}"
+            f"MODEL.CLIP.PRECISION is {BF16_MATMUL}, and the device {where}; choose fp32 or auto"
         )
-    return PRECISIONS[precision]
+    return precision
 
 
 def _config_of_name(name: str) -> dict[str, Any]:

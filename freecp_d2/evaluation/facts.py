@@ -13,7 +13,7 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from .. import __version__
-from ..clip.loading import PRECISIONS
+from ..clip.loading import BF16_MATMUL, PRECISIONS
 from ..data import Vocabulary, load_descriptions
 from ..meta_arch import FreeCP
 
@@ -89,7 +89,12 @@ def differing_keys(former: Mapping[str, Any], settings: Mapping[str, Any]) -> li
 
 
 def precision_of(module: nn.Module) -> str:
-    """The lowest of its parameters: fp32, fp16 or bf16. LayerNorms stay fp32 in every CLIP."""
+    """The lowest of its parameters: fp32, fp16 or bf16. LayerNorms stay fp32 in every CLIP.
+
+    It is "bf16_matmul" where the module says so of itself, as DenseCLIP does.
+    """
+    if getattr(module, BF16_MATMUL, False):
+        return BF16_MATMUL
     lowest = min(
         (p.dtype for p in module.parameters() if p.is_floating_point()), key=lambda d: d.itemsize
     )
