@@ -30,7 +30,7 @@ from torch import nn
 
 from ..affinity import AffinityFault
 from ..config import config_path, load_config
-from ..data.mapper import InferenceMapper
+from ..data.mapper import InferenceMapper, ground_truth
 from ..distributed import from_main, job_token, require_one_job
 from ..errors import add_debug_option, one_sentence
 from ..evaluation import FreeCPSemSegEvaluator
@@ -58,7 +58,7 @@ class SparingMapper:
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
         """See the class."""
         try:
-            return self._mapper(record)
+            return self._mapper(record) | ground_truth(record["sem_seg_file_name"])
         except FAILURES as error:
             return {"file_name": record["file_name"], "error": " ".join(str(error).split())}
 

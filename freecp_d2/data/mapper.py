@@ -5,6 +5,7 @@ import logging
 import os
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data.detection_utils import check_image_size
@@ -95,6 +96,20 @@ class InferenceMapper:
             image = image[:, :, ::-1]
         dataset_dict["image"] = torch.from_numpy(image.transpose(2, 0, 1).copy())
         return dataset_dict
+
+
+def ground_truth(path: str | os.PathLike) -> dict[str, Any]:
+    """A label map as Detectron2's dicts have it: `sem_seg`, (H, W), uint8 where the ids allow it.
+
+    Where it cannot be read, `sem_seg_fault` says why instead.
+    """
+    try:
+        labels = load_label_map(path)
+    except (OSError, ValueError) as error:
+        return {"sem_seg_fault": " ".join(str(error).split())}
+    if 0 <= labels.min(initial=0) and labels.max(initial=0) <= 255:
+        labels = labels.astype(np.uint8)
+    return {"sem_seg": torch.from_numpy(labels)}
 
 
 def _compare_with_truth(

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from .records import confusion_of
 
@@ -13,24 +15,63 @@ STAGES = {"redundancy": "kept_redundancy", "ambiguity": "kept"}
 """Stage of the purification -> the key of the model's output with the classes left after it."""
 
 
+class NoClass(ValueError):
+    """A ground truth holds an id that is neither a class nor ignored.
+
+    Attributes:
+        id: the smallest one.
+    """
+
+    def __init__(self, id: int):
+        super().__init__(f"id {id} of the ground truth is no class")
+        self.id = id
+
+
 def confusion_matrix(
-    predicted: np.ndarray, truth: np.ndarray, num_classes: int, ignore_label: int | None
+    predicted: Tensor | np.ndarray,
+    truth: Tensor | np.ndarray,
+    num_classes: int,
+    ignore_label: int | None,
 ) -> np.ndarray:
     """Pixels by predicted (row) and true (column) class, without those of `ignore_label`.
 
+    They are counted where `predicted` is, in one pass over uint8.
+
     Args:
-        predicted, truth: (H, W) integers, class ids from 0 to `num_classes` - 1.
+        predicted: (H, W) integers, class ids from 0 to `num_classes` - 1.
+        truth: (H, W) integers, class ids likewise, or `ignore_label`.
         ignore_label: None: every pixel counts.
 
     Returns:
         (num_classes, num_classes) int64.
+
+    Raises:
+        NoClass: `truth` holds another id.
     """
+    predicted = torch.as_tensor(predicted)
+    truth = torch.as_tensor(truth).to(predicted.device)
+    ids = np.arange(256)
+    if truth.dtype != torch.uint8:
+        outside = (truth < 0) | (truth >= num_classes)
+        foreign = outside if ignore_label is None else outside & (truth != ignore_label)
+        if foreign.any():
+            raise NoClass(int(truth[foreign].min()))
+        truth = truth.masked_fill(outside, num_classes)
+        ids = np.append(
+            np.arange(num_classes), num_classes if ignore_label is None else ignore_label
+        )
+    cells = (len(ids) * predicted.to(torch.int32)).add_(truth).flatten()
+    counts = cells.bincount(minlength=len(ids) * num_classes).cpu().numpy()
+    table = counts.reshape(num_classes, len(ids))
+    is_class = ids < num_classes
     if ignore_label is not None:
-        counted = truth != ignore_label
-        predicted, truth = predicted[counted], truth[counted]
-    cells = (num_classes * predicted + truth).ravel()
-    counts = np.bincount(cells, minlength=num_classes**2)
-    return counts.reshape(num_classes, num_classes)
+        is_class &= ids != ignore_label
+    no_class = table.any(axis=0) & ~is_class & (ids != ignore_label)
+    if no_class.any():
+        raise NoClass(int(ids[no_class][0]))
+    confusion = np.zeros((num_classes, num_classes), dtype=np.int64)
+    confusion[:, ids[is_class]] = table[:, is_class]
+    return confusion
 
 
 def class_ious(confusion: np.ndarray) -> np.ndarray:

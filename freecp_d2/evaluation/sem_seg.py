@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from ..data import Vocabulary, normalized_name
 from ..data.benchmarks.layout import BENCHMARKS
-from ..data.mapper import load_label_map
+from ..data.mapper import ground_truth
 from ..distributed import from_main
 from ..files import require_writable, write_whole
 from ..journal import Journal
@@ -29,6 +30,7 @@ from .facts import differing_keys, label_settings
 from .metrics import (
     STAGES,
     Counts,
+    NoClass,
     class_ious,
     confusion_matrix,
     distinct_names,
@@ -248,7 +250,8 @@ class FreeCPSemSegEvaluator(DatasetEvaluator):
         """Count the pixels of a batch.
 
         Args:
-            inputs: dicts with `file_name`.
+            inputs: dicts with `file_name`, and optionally what
+                :func:`freecp_d2.data.mapper.ground_truth` gives, so that it is not read here.
             outputs: dicts with `label_map`, (H, W) of class ids, and optionally `scores`, (K,), one
                 a class; or with `sem_seg`, (K, H, W), whose argmax is taken; H and W are the ground
                 truth's. Optionally `kept_redundancy` and `kept`, (C,) bool, the classes that stayed
@@ -265,14 +268,14 @@ class FreeCPSemSegEvaluator(DatasetEvaluator):
         for x, output in zip(inputs, outputs, strict=True):
             predicted = self._label_map(output)
             file = x["file_name"]
-            truth = self._load_truth(file, predicted.shape)
-            confusion = confusion_matrix(predicted, truth, len(self._names), self._ignore_label)
-            ignored = truth.size - int(confusion.sum())
+            confusion = self._confusion(file, predicted, self._truth(x))
+            ignored = predicted.numel() - int(confusion.sum())
             kept, losses = self._purification(output)
             record = image_record(file, confusion, ignored, kept, losses, since)
             since = Counter()
             if self._category_ids is not None:
-                record["segments"] = segments_of(x, predicted, self._category_ids)
+                labels = predicted.cpu().numpy()
+                record["segments"] = segments_of(x, labels, self._category_ids)
             self._add(record, predicted)
             if self._journal is not None:
                 self._journal.add(record)
@@ -294,7 +297,7 @@ class FreeCPSemSegEvaluator(DatasetEvaluator):
         if self._journal is not None:
             self._journal.add({"file_name": file, "error": error})
 
-    def _add(self, record: Mapping[str, Any], labels: np.ndarray | None) -> None:
+    def _add(self, record: Mapping[str, Any], labels: Tensor | None) -> None:
         """Count an image; without its label map it is segmented again where the report shows it."""
         self._counts.add(record)
         score = mean(class_ious(confusion_of(record, len(self._names))))
@@ -356,14 +359,14 @@ class FreeCPSemSegEvaluator(DatasetEvaluator):
     def _rank(self) -> int:
         return comm.get_rank() if self._distributed else 0
 
-    def _label_map(self, output: dict) -> np.ndarray:
+    def _label_map(self, output: dict) -> Tensor:
         if "label_map" in output:
-            labels = output["label_map"].cpu().numpy()
+            labels = output["label_map"]
             # Without a score a class, ids say at least how many there are.
-            known = len(self._names)
-            channels = max(len(output.get("scores", range(known))), int(labels.max(initial=0)) + 1)
+            channels = int(labels.max()) + 1 if labels.numel() else 0
+            channels = max(len(output.get("scores", self._names)), channels)
         else:
-            labels = output["sem_seg"].argmax(dim=0).cpu().numpy()
+            labels = output["sem_seg"].argmax(dim=0)
             channels = len(output["sem_seg"])
         if channels != len(self._names):
             raise ValueError(
@@ -372,32 +375,36 @@ class FreeCPSemSegEvaluator(DatasetEvaluator):
             )
         return labels
 
-    def _load_truth(self, file: str, size: tuple[int, ...]) -> np.ndarray:
+    def _truth(self, x: Mapping[str, Any]) -> Tensor:
+        """(H, W) ids of an image of the data set."""
+        file = x["file_name"]
         path = self._truth_files.get(file)
         if path is None:
             raise ValueError(
                 f"{file}: not an image of {self._dataset_name}; evaluate the images of one data set"
             )
-        try:
-            labels = load_label_map(path)
-        except (OSError, ValueError) as error:
-            raise ImageFault(" ".join(str(error).split())) from error
-        if labels.shape != size:
+        if "sem_seg" not in x and "sem_seg_fault" not in x:
+            x = ground_truth(path)
+        if "sem_seg_fault" in x:
+            raise ImageFault(x["sem_seg_fault"])
+        return x["sem_seg"]
+
+    def _confusion(self, file: str, predicted: Tensor, truth: Tensor) -> np.ndarray:
+        path = self._truth_files[file]
+        if truth.shape != predicted.shape:
             raise ImageFault(
-                f"{path}: the ground truth has size {labels.shape}, the prediction {size}; "
-                f"{_where_to_look(self._dataset_name)}"
+                f"{path}: the ground truth has size {tuple(truth.shape)}, the prediction "
+                f"{tuple(predicted.shape)}; {_where_to_look(self._dataset_name)}"
             )
-        no_class = (labels < 0) | (labels >= len(self._names))
-        if self._ignore_label is not None:
-            no_class &= labels != self._ignore_label
-        if no_class.any():
+        try:
+            return confusion_matrix(predicted, truth, len(self._names), self._ignore_label)
+        except NoClass as error:
             ignored = "" if self._ignore_label is None else f" {self._ignore_label}"
             raise ImageFault(
-                f"{path}: id {labels[no_class][0]} is neither one of the {len(self._names)} "
+                f"{path}: id {error.id} is neither one of the {len(self._names)} "
                 f"classes nor ignore_label{ignored or ', which is not set'}; check the metadata of "
                 f"{self._dataset_name}"
-            )
-        return labels
+            ) from None
 
     def _purification(self, output: dict) -> tuple[dict[str, np.ndarray], list[tuple[int, int]]]:
         """Stage -> (C,) bool, the classes that stayed after it; and pairs of class ids."""
@@ -419,32 +426,34 @@ class FreeCPSemSegEvaluator(DatasetEvaluator):
         entries: list[tuple[float, str, bytes]],
         key: float,
         file: str,
-        labels: np.ndarray | None,
+        labels: Tensor | None,
     ) -> None:
         """Keep the label map while it is among the first by `key`, then file name."""
         if len(entries) < self._pictures or (key, file) < entries[-1][:2]:
             insort(entries, (key, file, b"" if labels is None else self._png(labels)))
             del entries[self._pictures :]
 
-    def _png(self, labels: np.ndarray) -> bytes:
+    def _png(self, labels: Tensor) -> bytes:
         png = io.BytesIO()
         dtype = np.uint8 if len(self._names) <= 256 else np.uint16
-        Image.fromarray(labels.astype(dtype)).save(png, "PNG")
+        image = Image.fromarray(labels.cpu().numpy().astype(dtype))
+        image.save(png, "PNG", compress_level=1)
         return png.getvalue()
 
     def _example(self, score: float, file: str, png: bytes) -> Example:
         if png:
             with Image.open(io.BytesIO(png)) as image:
-                predicted = np.array(image, dtype=int)
+                predicted = torch.from_numpy(np.array(image, dtype=int))
         else:
             assert self._segment is not None  # resume() has seen to it
-            predicted = self._segment({"file_name": file}).cpu().numpy()
-        truth = self._load_truth(file, predicted.shape)
+            predicted = self._segment({"file_name": file}).cpu()
+        truth = self._truth({"file_name": file})
+        shown = file, truth.numpy(), predicted.numpy(), 100 * score
         if self._segment_base is None:
-            return Example(file, truth, predicted, 100 * score)
-        base = self._segment_base({"file_name": file}).cpu().numpy()
-        confusion = confusion_matrix(base, truth, len(self._names), self._ignore_label)
-        return Example(file, truth, predicted, 100 * score, base, 100 * mean(class_ious(confusion)))
+            return Example(*shown)
+        base = self._segment_base({"file_name": file}).cpu()
+        iou = mean(class_ious(self._confusion(file, base, truth)))
+        return Example(*shown, base.numpy(), 100 * iou)
 
     def _write_report(self, folder: Path, ranks: Sequence[tuple]) -> None:
         best = sorted(entry for _, entries, _, _ in ranks for entry in entries)[: self._pictures]

@@ -22,7 +22,7 @@ from PIL import Image
 from freecp_d2 import add_freecp_config
 from freecp_d2.data import images
 from freecp_d2.data.images import load_label_map, read_image, resize_shortest_edge, to_pixels
-from freecp_d2.data.mapper import InferenceMapper
+from freecp_d2.data.mapper import InferenceMapper, ground_truth
 
 
 @pytest.fixture(scope="module")
@@ -562,3 +562,21 @@ def test_a_turned_image_without_a_label_map_is_mapped(pixels, save, caplog):
     exif[274] = 6
     path = save(Image.fromarray(pixels), exif=exif)
     assert configured()({"file_name": path})["height"] == 30 and not said(caplog, path)
+
+
+@pytest.mark.parametrize(
+    ("ids", "mode", "dtype"),
+    [([0, 7, 255], np.uint8, torch.uint8), ([0, 7, 255], np.uint16, torch.uint8)]
+    + [([0, 7, 846], np.uint16, torch.int64), ([-1, 3, 4], np.int32, torch.int64)],
+)
+def test_a_ground_truth_is_as_small_as_its_ids(save, ids, mode, dtype):
+    path = save(Image.fromarray(np.array([ids], dtype=mode)), "truth.tiff")
+    labels = ground_truth(path)["sem_seg"]
+    assert labels.dtype == dtype and labels.tolist() == [ids]
+
+
+def test_a_broken_ground_truth_is_a_sentence(save):
+    path = save(Image.new("RGB", (2, 2)), "truth.png")
+    fault = ground_truth(path)
+    assert fault.keys() == {"sem_seg_fault"}
+    assert path in fault["sem_seg_fault"] and "one channel" in fault["sem_seg_fault"]

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from freecp_d2 import load_config
+from freecp_d2.clip.loading import precision_on
 from freecp_d2.data import Vocabulary
 from freecp_d2.evaluation.facts import (
     _plain,
@@ -60,6 +61,8 @@ def test_the_precision_is_that_of_the_matrices(precision):
     types = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
     model = nn.Sequential(nn.Embedding(1000, 8), nn.Linear(2, 3).to(types[precision]))
     assert precision_of(model) == precision
+    model.bf16_matmul = True
+    assert precision_of(model) == "bf16_matmul"
 
 
 def test_all_of_a_config_is_json():
@@ -85,10 +88,10 @@ def test_the_facts_of_a_model(enabled):
         "method": "gem",
         "enabled": enabled,
         "protocol": "same",
-        "precision": "fp32",  # and not "auto"
+        "precision": precision_on("auto", "cpu"),
         "device": "cpu",
     }
-    assert facts["config"]["MODEL"]["CLIP"]["PRECISION"] == "auto"
+    assert facts["config"]["MODEL"]["CLIP"]["PRECISION"] == "auto" != facts["precision"]
     assert facts["words"] == hash_of_words(model.vocabulary)
     assert facts["weights"] == hash_of_weights(model.encoder)
     assert facts["descriptions"] == hash_of_descriptions(cfg.MODEL.FREECP.DESCRIPTIONS)

@@ -20,8 +20,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
+from freecp_d2.cli.evaluate import Trainer
+from freecp_d2.config import load_config
 from freecp_d2.data import Vocabulary
+from freecp_d2.data.mapper import ground_truth
 from freecp_d2.evaluation import FreeCPSemSegEvaluator, load_label_map
+from freecp_d2.evaluation.sem_seg import ImageFault
 
 CLASSES = ("a", "b", "c", "d", "e")
 IGNORE = 255
@@ -336,6 +340,39 @@ def test_bad_ground_truth_is_named(register, tmp_path, spoil, said):
     with pytest.raises(ValueError, match=said) as error:
         run_maps(name, [np.zeros((2, 2), int)])
     assert str(tmp_path / "0.png") in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("spoil", [None, corrupt, another_size, no_class])
+def test_a_ground_truth_that_was_read_before_is_not_read_again(register, tmp_path, spoil):
+    """As by the workers of `build_test_loader`; what is wrong with it is said in the same words."""
+    truth = np.array([[0, 1], [2, IGNORE]])
+    name = register(tmp_path, [truth])
+    if spoil is not None:
+        spoil(tmp_path / "0.png")
+    (record,) = DatasetCatalog.get(name)
+    output = {"label_map": torch.tensor([[0, 1], [1, 1]])}
+    said = []
+    for inputs in (record, record | ground_truth(record["sem_seg_file_name"])):
+        evaluator = FreeCPSemSegEvaluator(name)
+        evaluator.reset()
+        if spoil is None:
+            evaluator.process([inputs], [output])
+            said.append(evaluator.evaluate())
+        else:
+            with pytest.raises(ImageFault) as caught:
+                evaluator.process([inputs], [output])
+            said.append(str(caught.value))
+        (tmp_path / "0.png").write_bytes(b"")
+    assert said[0] == said[1]
+
+
+def test_the_loader_of_an_evaluation_reads_the_ground_truth():
+    loader = Trainer.build_test_loader(load_config("scenes/clearclip"), "scenes_val")
+    record = DatasetCatalog.get("scenes_val")[0]
+    image = next(iter(loader))[0]
+    assert image["file_name"] == record["file_name"] and image["sem_seg"].dtype == torch.uint8
+    expected = load_label_map(record["sem_seg_file_name"])
+    np.testing.assert_array_equal(image["sem_seg"].numpy(), expected)
 
 
 def test_a_benchmarks_map_of_another_size_points_to_verify(tmp_path, monkeypatch):
