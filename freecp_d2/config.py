@@ -41,6 +41,10 @@ def add_freecp_config(cfg: CfgNode) -> None:
     # data sets whose label maps were drawn on them so.
     cfg.INPUT.EXIF_ORIENTATION = True
 
+    # How many images of an evaluation go through the model at once; their windows are batched
+    # together (MODEL.FREECP.BATCH_SIZE). More than one pays off on a GPU.
+    cfg.TEST.IMS_PER_BATCH = 1
+
     clip = cfg.MODEL.CLIP = CfgNode()
     # The name of an open_clip ViT, or the path of an open_clip model config (JSON).
     clip.NAME = "ViT-B-16"
@@ -383,8 +387,8 @@ def check_values(cfg: CfgNode) -> None:
 
     Raises:
         ValueError: a key is None that has a default; MODEL.META_ARCHITECTURE is not registered,
-            DATALOADER.NUM_WORKERS negative, OUTPUT_DIR empty, or TEST.EXPECTED_RESULTS no list of
-            [task, metric, value, tolerance].
+            DATALOADER.NUM_WORKERS negative, TEST.IMS_PER_BATCH below 1, OUTPUT_DIR empty, or
+            TEST.EXPECTED_RESULTS no list of [task, metric, value, tolerance].
     """
     defaults = get_cfg()
     add_freecp_config(defaults)
@@ -399,6 +403,8 @@ def check_values(cfg: CfgNode) -> None:
         raise ValueError(
             f"DATALOADER.NUM_WORKERS is {cfg.DATALOADER.NUM_WORKERS}; it must be at least 0"
         )
+    if cfg.TEST.IMS_PER_BATCH < 1:
+        raise ValueError(f"TEST.IMS_PER_BATCH is {cfg.TEST.IMS_PER_BATCH}; it must be at least 1")
     if not cfg.OUTPUT_DIR.strip():
         raise ValueError("OUTPUT_DIR is empty; name a folder")
     for expected in cfg.TEST.EXPECTED_RESULTS:

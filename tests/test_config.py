@@ -17,6 +17,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 from open_clip.transformer import QuickGELU
 from safetensors.torch import save_file
+from torch.utils.data import DataLoader
 
 from freecp_d2 import (
     FreeCP,
@@ -28,6 +29,7 @@ from freecp_d2 import (
 )
 from freecp_d2.affinity import TimmViT
 from freecp_d2.cli import segment
+from freecp_d2.cli.evaluate import Trainer
 from freecp_d2.clip import base_method_names
 from freecp_d2.data import describe, load_descriptions
 from freecp_d2.data.mapper import InferenceMapper
@@ -224,6 +226,7 @@ def test_wrong_overrides(plain, opts, said):
         ("MODEL.FREECP.BACKGROUND_THRESHOLD", "1e999", "is inf; give a number from 0 to 1"),
         ("MODEL.FREECP.AMBIGUITY_THRESHOLD", "2", "is 2, of type int; it takes float, such as"),
         ("MODEL.FREECP.WINDOW", "many", "is many, of type str; it takes int, such as"),
+        ("TEST.IMS_PER_BATCH", "0", "is 0; it must be at least 1"),
         ("TEST.EXPECTED_RESULTS", "[1]", "has 1; give [task, metric, value, tolerance]"),
         ("TEST.EXPECTED_RESULTS", "[['sem_seg', 'mIoU', 1]]", "has ['sem_seg', 'mIoU', 1]; give"),
         ("TEST.EXPECTED_RESULTS", "[['sem_seg', 'mIoU', 1, 'a']]", "'a']; give"),
@@ -403,6 +406,10 @@ def encoder(name: str) -> Callable[[FreeCP], object]:
     return lambda model: getattr(model.encoder, name)
 
 
+def loader(name: str) -> Callable[[DataLoader], object]:
+    return lambda loader: getattr(loader, name)
+
+
 def mapper(name: str) -> Callable[[InferenceMapper], object]:
     return lambda mapper: getattr(mapper, name)
 
@@ -544,6 +551,7 @@ REACHES: dict[str, tuple] = {
     "MODEL.FREECP.STRIDE": (24, lambda model: model.stride, 24),
     "MODEL.FREECP.VOCABULARY": ("other.txt", class_names, (("dog",), ("sky",), ("road",))),
     "MODEL.FREECP.WINDOW": (160, lambda model: model.window, 160),
+    "TEST.IMS_PER_BATCH": (4, loader("batch_size"), 4),
     "MODEL.PIXEL_MEAN": ([1.0, 2.0, 3.0], lambda m: m.normalize.mean.flatten().tolist(), [1, 2, 3]),
     "MODEL.PIXEL_STD": ([4.0, 5.0, 6.0], lambda m: m.normalize.std.flatten().tolist(), [4, 5, 6]),
 }
@@ -594,6 +602,8 @@ def config_of(files, tmp_path) -> Callable[..., CfgNode]:
 
 
 def seen(cfg: CfgNode, look: Callable) -> object:
+    if look.__qualname__.startswith("loader."):
+        return look(Trainer.build_test_loader(cfg, "scenes_val"))
     is_of_the_mapper = look.__qualname__.startswith("mapper.")
     return look(InferenceMapper(cfg) if is_of_the_mapper else build_model(cfg))
 

@@ -82,7 +82,10 @@ class Trainer(DefaultTrainer):
             return []
         mapper = SparingMapper(InferenceMapper(cfg))
         return build_detection_test_loader(
-            dataset=records, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
+            dataset=records,
+            mapper=mapper,
+            batch_size=cfg.TEST.IMS_PER_BATCH,
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
         )
 
     @classmethod
@@ -216,12 +219,10 @@ def evaluate_on(
         evaluator.reset()
     images = Trainer.build_test_loader(cfg, dataset_name, done)
     hidden = not comm.is_main_process()
+    unit = "image" if cfg.TEST.IMS_PER_BATCH == 1 else "batch"
     start = time.monotonic()
-    for batch in progress(
-        images, total=len(images), desc=dataset_name, unit="image", disable=hidden
-    ):
-        for image in batch:
-            evaluate_image(model, image, evaluator)
+    for batch in progress(images, total=len(images), desc=dataset_name, unit=unit, disable=hidden):
+        evaluate_images(model, batch, evaluator)
         if stop.signal is not None:
             break
     evaluator.flush()
@@ -235,26 +236,40 @@ def evaluate_on(
     return results
 
 
-def evaluate_image(
-    model: nn.Module, image: dict[str, Any], evaluator: FreeCPSemSegEvaluator
+def evaluate_images(
+    model: nn.Module, images: Sequence[dict[str, Any]], evaluator: FreeCPSemSegEvaluator
 ) -> None:
-    """Segment an image and count it; one that is broken is an image that failed.
+    """Segment images at once and count them; one that is broken is an image that failed.
 
     Args:
-        image: of :class:`SparingMapper`.
+        images: of :class:`SparingMapper`.
     """
-    file = image["file_name"]
-    if "error" in image:
-        evaluator.fail(file, image["error"])
+    whole = [image for image in images if "error" not in image]
+    for image in images:
+        if "error" in image:
+            evaluator.fail(image["file_name"], image["error"])
+    if not whole:
         return
     try:
-        evaluator.process([image], model([image]))
-    except (AffinityFault, ImageFault) as error:
-        evaluator.fail(file, str(error))
+        outputs = model(whole)
     except Exception as error:
-        if not memory_ran_out(error):
+        out_of_memory = memory_ran_out(error)
+        if not out_of_memory and not isinstance(error, AffinityFault):
             raise
-        evaluator.fail(file, f"{file}: memory ran out; resume on a machine that has more")
+        if len(whole) == 1:
+            (file,) = (image["file_name"] for image in whole)
+            more = f"{file}: memory ran out; resume on a machine that has more"
+            evaluator.fail(file, more if out_of_memory else str(error))
+            return
+    else:
+        for image, output in zip(whole, outputs, strict=True):
+            try:
+                evaluator.process([image], [output])
+            except ImageFault as error:
+                evaluator.fail(image["file_name"], str(error))
+        return
+    for image in whole:
+        evaluate_images(model, [image], evaluator)
 
 
 def segment_base(model: Any, image: dict[str, Any]) -> torch.Tensor:
