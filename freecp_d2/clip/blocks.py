@@ -21,24 +21,26 @@ WEIGHTS_AT_ONCE = (2**21, 2**26)
 """How many attention weights exist at once, on a CPU (about its cache) and on other devices."""
 
 
-def embed(
-    visual: VisionTransformer, images: Tensor, antialias: bool = False
-) -> tuple[Tensor, tuple[int, int]]:
+def grid_of(visual: VisionTransformer, images: Tensor) -> tuple[int, int]:
+    """Rows and columns of whole patches in images (B, 3, H, W)."""
+    height, width = visual.patch_size
+    return images.shape[2] // height, images.shape[3] // width
+
+
+def embed(visual: VisionTransformer, images: Tensor, position: Tensor) -> Tensor:
     """What enters the first block.
 
     Args:
         images: (B, 3, H, W) normalised, each side at least a patch.
-        antialias: resample the positional embedding as GEM does.
+        position: (1+N, W) of :func:`positional_embedding`.
 
     Returns:
-        tokens (B, 1+N, W) with the CLS token first, and the grid (h, w).
+        Tokens (B, 1+N, W), the CLS token first.
     """
     patches = visual.conv1(images.to(visual.conv1.weight.dtype))
-    grid = (patches.shape[-2], patches.shape[-1])
     cls = visual.class_embedding.to(patches.dtype).expand(len(images), 1, -1)
     tokens = torch.cat((cls, patches.flatten(2).transpose(1, 2)), dim=1)
-    position = positional_embedding(visual, grid, antialias).to(tokens.dtype)
-    return visual.ln_pre(tokens + position), grid
+    return visual.ln_pre(tokens + position.to(tokens.dtype))
 
 
 def positional_embedding(

@@ -12,8 +12,11 @@ from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
 from . import blocks, matmul
+from .digests import state_of
 from .methods import BASE_METHODS, Trunk, base_method
 
+MAX_GRIDS = 16
+"""So many grids of patches keep their positional embedding."""
 AFFINITIES = ("attention", "method")
 """What FreeCP's affinity is made of (MODEL.FREECP.AFFINITY)."""
 
@@ -116,6 +119,7 @@ class DenseCLIP(nn.Module):
         self.bf16_matmul = bf16_matmul
         self.logit_scale: float = model.logit_scale.float().exp().item()
         self._reads = self.base_method.reads(len(self._blocks))
+        self._positions: dict[tuple, Tensor] = {}
 
     @property
     def patch_size(self) -> tuple[int, int]:
@@ -261,7 +265,23 @@ class DenseCLIP(nn.Module):
                 f"an image of {height}x{width} pixels is smaller than a patch of "
                 f"{self.patch_size[0]}x{self.patch_size[1]}; enlarge it first"
             )
-        return blocks.embed(visual, images, self.base_method.antialias)
+        grid = blocks.grid_of(visual, images)
+        return blocks.embed(visual, images, self._position(grid)), grid
+
+    def _position(self, grid: tuple[int, int]) -> Tensor:
+        """The positional embedding of a grid, resampled once while the weights stay."""
+        visual = self.model.visual
+        weight = visual.positional_embedding
+        key = (grid, weight.device, weight.dtype, *state_of(weight))
+        position = self._positions.get(key)
+        if position is None:
+            antialias = self.base_method.antialias
+            position = blocks.positional_embedding(visual, grid, antialias)
+            self._positions = {
+                **dict(list(self._positions.items())[-MAX_GRIDS + 1 :]),
+                key: position,
+            }
+        return position
 
     def _project(self, tokens: Tensor) -> Tensor:
         visual = self.model.visual

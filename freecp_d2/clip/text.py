@@ -21,6 +21,7 @@ from torch import Tensor
 from ..data.vocabulary import describe, in_words
 from ..files import sweep, write_whole
 from ..progress import progress
+from .digests import digest_of, hash_of_tensors, state_of
 from .loading import Tokenizer
 
 KEPT_ENTRIES = 4096
@@ -193,7 +194,7 @@ class TextEncoder:
             damage = str(error)
         else:
             size = self.model.visual.output_dim
-            if checksum != _checksum(feature):
+            if checksum != digest_of(feature).hex():
                 damage = "its checksum is wrong or missing"
             elif feature.dtype != torch.float32 or feature.shape != (size,):
                 damage = f"{feature.dtype} {tuple(feature.shape)} in place of float32 ({size},)"
@@ -206,7 +207,7 @@ class TextEncoder:
 
     def _write(self, path: Path, feature: Tensor) -> None:
         """Put a feature into the folder, whole; not synced, as damage is seen and mended."""
-        content = save({_TENSOR: feature}, {_CHECKSUM: _checksum(feature)})
+        content = save({_TENSOR: feature}, {_CHECKSUM: digest_of(feature).hex()})
         try:
             write_whole(path, content, synced=False)
         except OSError as error:
@@ -335,19 +336,12 @@ def _weight_versions(model: open_clip.CLIP) -> list[tuple[str, int, int]]:
     """Where the weights lie and how often torch saw each change: equal while they are the same."""
     if not isinstance(model, torch.nn.Module):
         return []
-    return [
-        (name, one.data_ptr(), 0 if one.is_inference() else one._version)
-        for name, one in _text_weights(model)
-    ]
+    return [(name, *state_of(one)) for name, one in _text_weights(model)]
 
 
 def _tower_key(model: open_clip.CLIP, tokenizer: Tokenizer) -> str:
     """SHA-256 of all that an entry's feature depends on besides its sentences."""
-    digest = hashlib.sha256()
-    for name, tensor in _text_weights(model):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        flat = tensor.detach().cpu().contiguous().flatten()
-        digest.update(flat.view(torch.uint8).numpy().data)
+    digest = hash_of_tensors(_text_weights(model))
     # What the weights do not show: activations, heads, pooling, and the tokenizer by its output.
     modules = list(model.transformer.modules())
     make = [
@@ -359,11 +353,4 @@ def _tower_key(model: open_clip.CLIP, tokenizer: Tokenizer) -> str:
         tokenizer([_PROBE], model.context_length).tolist(),
     ]
     digest.update(json.dumps(make).encode())
-    return digest.hexdigest()
-
-
-def _checksum(feature: Tensor) -> str:
-    """SHA-256 of a tensor's kind, shape and bytes."""
-    digest = hashlib.sha256(f"{feature.dtype} {tuple(feature.shape)}\n".encode())
-    digest.update(feature.contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -13,6 +13,7 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from .. import __version__
+from ..clip.digests import hash_of_tensors
 from ..clip.loading import BF16_MATMUL, PRECISIONS
 from ..data import Vocabulary, load_descriptions
 from ..meta_arch import FreeCP
@@ -117,12 +118,7 @@ def hash_of_descriptions(path: str) -> str | None:
 
 def hash_of_weights(module: nn.Module) -> str:
     """SHA-256 of the names, types, shapes and bytes of all its tensors, as they run."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        flat = tensor.detach().cpu().contiguous().flatten()
-        digest.update(flat.view(torch.uint8).numpy())
-    return digest.hexdigest()
+    return hash_of_tensors(sorted(module.state_dict(keep_vars=True).items())).hexdigest()
 
 
 def _relevant(config: Mapping[str, Any], prefix: str) -> dict[str, Any]:

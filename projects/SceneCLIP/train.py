@@ -155,7 +155,8 @@ def _cut(cells: int, generator: torch.Generator) -> int:
 
 def encode_trunk(visual: nn.Module, images: Tensor) -> Trunk:
     """All blocks but the last on normalised images (B,3,H,W) of any size."""
-    tokens, grid = blocks.embed(visual, images)
+    grid = blocks.grid_of(visual, images)
+    tokens = blocks.embed(visual, images, blocks.positional_embedding(visual, grid))
     *resblocks, last = visual.transformer.resblocks
     for block in resblocks:
         tokens = block(tokens)

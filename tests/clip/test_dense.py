@@ -1,5 +1,7 @@
 """DenseCLIP against the published vectors, torch's own attention and open_clip's own encoder."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import open_clip
 import pytest
 import torch
@@ -113,7 +115,8 @@ def test_all_chunks_of_twelve_heads(side, batch):
     x = images(side, side, batch)
     features = DenseCLIP(model)(x)
     with torch.no_grad():
-        tokens, grid = blocks.embed(model.visual, x)
+        grid = blocks.grid_of(model.visual, x)
+        tokens = blocks.embed(model.visual, x, blocks.positional_embedding(model.visual, grid))
         recorded = []
         for block in model.visual.transformer.resblocks[:-1]:
             normed = block.ln_1(tokens)
@@ -177,9 +180,10 @@ def test_defaults_are_the_published():
     assert base_method("gem").options() == {"gem_depth": 7, "gem_head_average": False}
     assert DenseCLIP(small_clip(), "gem", gem_depth=2).base_method.gem_depth == 2
     visual, x = small_clip().visual, images(48, 64)
-    usual, _ = blocks.embed(visual, x)
-    assert usual.equal(blocks.embed(visual, x, antialias=False)[0])
-    assert not usual.equal(blocks.embed(visual, x, antialias=True)[0])
+    grid = blocks.grid_of(visual, x)
+    usual = blocks.positional_embedding(visual, grid)
+    assert usual.equal(blocks.positional_embedding(visual, grid, antialias=False))
+    assert not usual.equal(blocks.positional_embedding(visual, grid, antialias=True))
 
 
 def test_gem_attention_may_average_the_heads():
@@ -279,3 +283,38 @@ def test_other_image_towers_are_refused(vision):
 def test_an_image_smaller_than_a_patch_is_refused():
     with pytest.raises(ValueError, match="smaller than a patch"):
         DenseCLIP(small_clip())(images(15, 40))
+
+
+@pytest.mark.parametrize("method", ["clearclip", "gem"])
+def test_positional_embeddings_are_kept_while_the_weights_stay(method, monkeypatch):
+    resampled = []
+    original = blocks.positional_embedding
+    monkeypatch.setattr(
+        blocks,
+        "positional_embedding",
+        lambda visual, grid, *a: resampled.append(grid) or original(visual, grid, *a),
+    )
+    model = small_clip(layers=4)
+    clip = DenseCLIP(model, method, **IN_FOUR_BLOCKS.get(method, {}))
+    sizes = [(48, 64), (64, 48), (48, 64), (50, 70), (16, 16), (64, 48)]
+    first = [clip(images(*size)).patches for size in sizes]
+    assert resampled == [(3, 4), (4, 3), (1, 1)]
+    assert all(clip(images(*s)).patches.equal(f) for s, f in zip(sizes, first, strict=True))
+    with torch.no_grad():
+        model.visual.positional_embedding.mul_(2)
+    changed = clip(images(48, 64)).patches
+    assert not changed.equal(first[0]) and resampled[3:] == [(3, 4)]
+    fresh = DenseCLIP(model, method, **IN_FOUR_BLOCKS.get(method, {}))
+    assert fresh(images(48, 64)).patches.equal(changed)
+    for side in range(1, 20):
+        clip.encode_cls(images(16 * side, 16))
+    assert len(clip._positions) == 16
+
+
+def test_threads_find_each_their_grid():
+    clip = DenseCLIP(small_clip(layers=2))
+    sizes = [(16 * (1 + i % 5), 16 * (1 + i % 7)) for i in range(70)]
+    expected = {size: DenseCLIP(small_clip(layers=2)).encode_cls(images(*size)) for size in sizes}
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda size: clip.encode_cls(images(*size)), sizes))
+    assert all(one.equal(expected[size]) for one, size in zip(found, sizes, strict=True))

@@ -64,7 +64,8 @@ def test_the_trunk_keeps_what_a_method_states(registry, affinity):
     features = clip(x)
     trunk = clip.base_method.trunk
     with torch.no_grad():
-        tokens, grid = blocks.embed(model.visual, x)
+        grid = blocks.grid_of(model.visual, x)
+        tokens = blocks.embed(model.visual, x, blocks.positional_embedding(model.visual, grid))
         assert trunk.grid == grid == (3, 5)
         outputs, weights, stream = [], [], None
         for index, block in enumerate(model.visual.transformer.resblocks[:-1]):

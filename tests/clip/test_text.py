@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from freecp_d2.clip import text
+from freecp_d2.clip.digests import digest_of
 from freecp_d2.clip.text import (
     TextEncoder,
     description_features,
@@ -588,7 +589,7 @@ def test_a_damaged_file_is_replaced_and_said(damage, model, tokenizer, tmp_path,
         metadata = file.metadata()
     if damage in DAMAGES:
         ((name, tensor),) = (tensors := DAMAGES[damage](features[0])).items()
-        save_file(tensors, path, {"sha256": text._checksum(tensor)})
+        save_file(tensors, path, {"sha256": digest_of(tensor).hex()})
     elif damage == "no checksum":
         save_file({"text_feature": features[0]}, path)
     elif damage == "other feature":
