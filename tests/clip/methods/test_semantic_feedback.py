@@ -146,6 +146,20 @@ def test_windows_do_not_see_one_another(monkeypatch):
     assert label_bonus(labels, True, 5.0)[1:].equal(label_bonus(labels[1:], True, 5.0))
 
 
+def test_similarities_at_pixels_exist_of_a_few_windows_at_once(monkeypatch):
+    seen = []
+
+    def note(image, maps, steps, dilations):
+        assert len(image) == len(maps) and (steps, dilations) == (10, (8, 16))
+        seen.append(len(maps))
+        return maps
+
+    monkeypatch.setattr(semantic_feedback, "pamr", note)
+    monkeypatch.setattr(semantic_feedback, "PIXEL_VALUES", 2 * 5 * 35 * 50)
+    patch_labels(torch.rand(5, 5, 4, 6), torch.randn(5, 3, 35, 50), (8, 8), 20.0, 0.3)
+    assert seen == [2, 2, 1]
+
+
 def test_the_first_segmentation_is_refined_along_the_image():
     """A grid that says left and right takes its border from the image."""
     pixels = torch.zeros(1, 3, 32, 64)
