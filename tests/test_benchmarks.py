@@ -99,6 +99,26 @@ def test_on_a_gpu_do_bench_is_the_timer(operators, monkeypatch):
     assert timed == {"refine": {"median": 5, "q1": 2.5, "q3": 7.5}}
 
 
+def test_every_base_method_is_timed_beside_clearclip(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    costs = importlib.import_module("base_methods")
+    monkeypatch.setattr(costs, "extra_bytes", lambda method, *sizes: 2**20 * len(method))
+    threads = torch.get_num_threads()
+    report = costs.measure(costs.base_method_names(), side=96, count=1, rounds=2, quick=True)
+    torch.set_num_threads(threads)
+    methods = report["methods"]
+    assert methods.keys() == {*costs.base_method_names()}
+    for method, cost in methods.items():
+        ratio = cost["over_yardstick"]
+        assert 0 < ratio["q1"] <= ratio["median"] <= ratio["q3"]
+        assert cost["seconds_per_window"]["median"] > 0
+        assert cost["bytes_over_yardstick"] == len(method) / len("clearclip")
+    assert methods["clearclip"]["over_yardstick"] == {"median": 1, "q1": 1, "q3": 1}
+    table = costs.markdown(report)
+    assert all(f"| {method} " in table for method in methods)
+    assert "1.00 (1.00 to 1.00)" in table
+
+
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory):
     """What a quick run writes and prints."""
