@@ -197,5 +197,4 @@ def calibrated_block(
 
 def sum_of_blocks(block_tokens: Mapping[int, Tensor], start: int, end: int) -> Tensor:
     """The sum (B, T, W) of the outputs of blocks `start` to `end` - 1, of their dtype."""
-    tokens = [block_tokens[block] for block in range(start, end)]
-    return torch.stack(tokens).sum(dim=0, dtype=torch.float32).to(tokens[0].dtype)
+    return torch.stack([block_tokens[block] for block in range(start, end)]).sum(dim=0)

@@ -166,6 +166,8 @@ def test_attention_to_what_is_above_the_mean():
             expected = (weights / weights.sum()).float()
             torch.testing.assert_close(attention[image, i], expected, atol=1e-6, rtol=0)
     assert attention[0, 4].tolist() == [0, 0, 0, 0, 1, 0]
+    assert calibrated_attention(torch.ones(1, 2, 2)).tolist() == [[[0.5, 0.5], [0.5, 0.5]]]
+    assert calibrated_attention(torch.ones(1, 2, 2, device="meta")).is_meta
 
 
 @pytest.mark.parametrize("selves", [[], ["key"], ["key", "query"], ["query"]])
@@ -194,8 +196,11 @@ def test_the_calibrated_block_head_by_head(selves):
 def test_the_sum_of_blocks_has_no_end():
     tokens = {block: torch.full((1, 2, 3), 10.0**block) for block in range(5)}
     assert sum_of_blocks(tokens, 1, 4).equal(torch.full((1, 2, 3), 1110.0))
-    half = {block: torch.full((1, 1, 1), 2048.5).half() for block in range(2)}
-    assert sum_of_blocks(half, 0, 2).dtype == torch.float16
+    # One by one, ones would be lost beside 2048.
+    half = {block: torch.full((1, 1, 1), float(n)).half() for block, n in enumerate([2048, 1, 1])}
+    assert (
+        sum_of_blocks(half, 0, 3).item() == 2050 and sum_of_blocks(half, 0, 3).dtype == torch.half
+    )
 
 
 @pytest.mark.parametrize("value", [-1, 5])
