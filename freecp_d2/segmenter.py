@@ -154,28 +154,25 @@ class Segmenter:
             for image, result in zip(pixels, results, strict=True)
         ]
 
+    def segment_pixels(self, pixels: np.ndarray, file_name: str, request: Request) -> Segmentation:
+        """The segmentation of (H, W, 3) uint8 RGB that were read from a file."""
+        images, _, windows = self.encode([pixels], not request.purifies, names=[file_name])
+        return self.segment(images, windows, request)[0]
+
     def segment_together(
-        self,
-        images: Sequence[Any],
-        request: Request,
-        skip: bool = False,
-        names: Sequence[Any] | None = None,
+        self, images: Sequence[Any], request: Request, skip: bool = False
     ) -> list[Any]:
         """The segmentations of images, which go through CLIP in batches.
 
         Args:
             skip: a :class:`FailedImage` in place of one that cannot be segmented.
-            names: see :meth:`encode`.
         """
         try:
-            pixels, _, windows = self.encode(images, not request.purifies, names=names)
+            pixels, _, windows = self.encode(images, base=not request.purifies)
             return list(self.segment(pixels, windows, request))
         except FAILURES as error:
             if not skip:
                 raise
             if len(images) == 1:
                 return [FailedImage(images[0], " ".join(str(error).split()))]
-        return [
-            self.segment_together([image], request, skip, [name])[0]
-            for image, name in zip(images, names or images, strict=True)
-        ]
+        return [self.segment_together([image], request, skip)[0] for image in images]

@@ -57,7 +57,7 @@ def build_labeller(
     purifies = job.cfg.MODEL.FREECP.ENABLED
     request = Request(purifies, words.to(model.device), (None, None), "label_map")
     return Labeller(
-        lambda pixels, name: segmenter.segment_together([pixels], request, names=[name])[0],
+        lambda pixels, file_name: segmenter.segment_pixels(pixels, file_name, request),
         store,
         hash_of_settings(settings),
         job.outputs,

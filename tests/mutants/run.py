@@ -67,7 +67,7 @@ TARGETS: dict[str, list[str]] = {
         f"{PROTOCOLS}::test_label_maps_are_the_published",
     ],
     "freecp_d2/sliding_window.py": META,
-    "freecp_d2/encoding.py": META,
+    "freecp_d2/encoding.py": [*META, "tests/affinity/test_provider.py"],
     "freecp_d2/purify.py": [*META, "tests/test_predictor.py"],
     "freecp_d2/words.py": [*META, "tests/test_words.py"],
     "freecp_d2/meta_arch.py": META,
