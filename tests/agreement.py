@@ -1,6 +1,6 @@
 """How near each base method is to its published code: vectors, worst difference, label maps.
 
-    OMP_NUM_THREADS=1 python tests/agreement.py
+    OMP_NUM_THREADS=1 python tests/agreement.py [OPTIONS OF PYTEST]
 
 Runs the tests that hold the vectors of encoders and protocols, and notes what they compare with a
 tensor that was recorded: by torch.testing.assert_close the largest difference, by == or equal the
@@ -174,7 +174,9 @@ def main() -> int:
     files = "test_base_protocols*.py", "ops/test_pamr.py", "test_propagation.py"
     tests = [str(file) for name in files for file in sorted(TESTS.glob(name))]
     tests.insert(0, str(TESTS / "clip"))
-    code = pytest.main(["-q", "-p", "no:cacheprovider", *tests], plugins=[Plugin(recorder)])
+    code = pytest.main(
+        ["-q", "-p", "no:cacheprovider", *tests, *sys.argv[1:]], plugins=[Plugin(recorder)]
+    )
     print(f"\n{table(recorder.methods)}")
     return code
 
