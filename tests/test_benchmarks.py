@@ -102,7 +102,8 @@ def test_on_a_gpu_do_bench_is_the_timer(operators, monkeypatch):
 def test_every_base_method_is_timed_beside_clearclip(monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
     costs = importlib.import_module("base_methods")
-    monkeypatch.setattr(costs, "extra_bytes", lambda method, *sizes: 2**20 * len(method))
+    memory = costs.extra_bytes
+    monkeypatch.setattr(costs, "extra_bytes", lambda encoder, _: 2**20 * len(encoder.method))
     threads = torch.get_num_threads()
     report = costs.measure(costs.base_method_names(), side=96, count=1, rounds=2, quick=True)
     torch.set_num_threads(threads)
@@ -117,6 +118,8 @@ def test_every_base_method_is_timed_beside_clearclip(monkeypatch):
     table = costs.markdown(report)
     assert all(f"| {method} " in table for method in methods)
     assert "1.00 (1.00 to 1.00)" in table
+    extra = memory(lambda x: x.repeat(8), torch.ones(2**22))
+    assert 2**27 * 0.9 < extra < 2**27 * 1.5
 
 
 @pytest.fixture(scope="module")

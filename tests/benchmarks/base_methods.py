@@ -4,13 +4,13 @@
 
 A ViT-B/16 of random weights in fp32, on one thread. All methods run in turn, round after round in
 one process, and a ratio is taken in every round. Time is the thread's own, so that other processes
-change little of it. Peak memory is that of one call, above what was there before it, each in a
-process of its own (Linux). Prints Markdown; --json FILE keeps it.
+change little of it. Peak memory is that of one call, above what was there before it, when glibc has
+given back what it had kept (Linux). Prints Markdown; --json FILE keeps it.
 """
 
 import argparse
+import ctypes
 import json
-import multiprocessing
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,20 +44,11 @@ def windows_of(side: int, count: int) -> Tensor:
     return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(SEED))
 
 
-def extra_bytes(method: str, side: int, count: int, quick: bool) -> int:
-    """Peak memory of encoding, in a process of its own, after a run on a smaller window."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_extra_bytes, (method, side, count, quick))
-
-
-@torch.no_grad()
-def _extra_bytes(method: str, side: int, count: int, quick: bool) -> int:
-    torch.set_num_threads(1)
-    (encoder,) = encoders_of([method], side, quick).values()
-    windows = windows_of(side, count)
-    encoder(windows[:1, :, : side // 4, : side // 4])
+def extra_bytes(encoder: DenseCLIP, windows: Tensor) -> int:
+    """Peak memory of encoding."""
+    ctypes.CDLL(None).malloc_trim(0)
+    before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
-    before = resident("VmHWM")
     encoder(windows)
     return resident("VmHWM") - before
 
@@ -75,7 +66,7 @@ def measure(methods: Sequence[str], side: int, count: int, rounds: int, quick: b
             encoder(windows)
             if round_ >= 0:
                 seconds[method].append(time.thread_time() - start)
-    memory = {method: extra_bytes(method, side, count, quick) for method in methods}
+    memory = {method: extra_bytes(encoder, windows) for method, encoder in encoders.items()}
     return {
         "machine": machine(CPU),
         "side": side,
