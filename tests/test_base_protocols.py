@@ -9,13 +9,14 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
 import freecp_d2.refinement
 from freecp_d2 import FreeCP
 from freecp_d2.clip import DenseCLIP
-from freecp_d2.clip.methods import base_method
+from freecp_d2.clip.methods import base_method, pearl, resclip, semantic_feedback
 from freecp_d2.clip.text import TextEncoder
 from freecp_d2.data import Vocabulary
 from freecp_d2.data.benchmarks.protocols import PAPER, BaseProtocol
@@ -97,6 +98,66 @@ def test_features_are_the_published(authors, name):
     assert list(features.grid) == case["grid"]
     patches = features.patches_for(inputs(authors)["text"])
     torch.testing.assert_close(patches, expected["patch_features"], atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", [name for authors, name in FEATURES if authors == "resclip"])
+def test_what_resclip_computes_on_the_way_is_the_published(name, monkeypatch):
+    """Attention of each head, labels of patches, and features that half precision has not seen."""
+    case = CASES["resclip", name]
+    encoder = encoder_of("resclip", case)
+    image, text = inputs("resclip")[case["image"]], inputs("resclip")["text"]
+    expected = load_file(FOLDER / "resclip" / f"{name}.safetensors")
+    close = {"atol": 5e-6, "rtol": 0}
+    if "attention_rcs" in expected:
+        trunk, _ = encoder._run(image, record_attention=False)
+        torch.testing.assert_close(trunk.head_attention[0], expected["attention_rcs"], **close)
+        if not case["use_sfr"]:
+            tokens = trunk.head_attention.shape[-1]
+            vars(trunk)["qkv"] = *trunk.qkv[:2], torch.eye(tokens).expand(1, 3, -1, -1)
+            attention = encoder.base_method.attend(trunk)[0]
+            torch.testing.assert_close(attention, expected["attention_last"], **close)
+    labels: list[Tensor] = []
+
+    def note(*args):
+        labels.append(semantic_feedback.patch_labels(*args))
+        return labels[-1]
+
+    def unrounded(bonus, scale, share):
+        if "attention_sfr" in expected:
+            rows = expected["attention_sfr"][1:, 1:]  # before the division by the largest
+            torch.testing.assert_close(bonus[0], rows / rows.amax(), **close)
+        return F.pad(scale * share * bonus, (1, 0, 1, 0))[:, None]
+
+    monkeypatch.setattr(resclip, "patch_labels", note)
+    monkeypatch.setattr(resclip, "attention_bonus", unrounded)
+    patches = encoder(image).patches_for(text)
+    assert ("patch_labels" in expected) == case["use_sfr"] == bool(labels)
+    if labels:
+        assert labels[0][0].equal(expected["patch_labels"].long())
+    if "patch_features_exact" in expected:
+        torch.testing.assert_close(patches, expected["patch_features_exact"], atol=2e-6, rtol=0)
+
+
+def test_what_pearl_computes_on_the_way_is_the_published(monkeypatch):
+    """The correlation of keys and queries, the turn, and the attention of each head."""
+    case = CASES["pearl", "features_image"]
+    encoder = encoder_of("pearl", case)
+    expected = load_file(FOLDER / "pearl" / "features_image.safetensors")
+    trunk, _ = encoder._run(inputs("pearl")[case["image"]], record_attention=False)
+    vars(trunk)["qkv"] = *trunk.qkv[:2], torch.eye(37).expand(1, 3, -1, -1)
+    turns: list[tuple[Tensor, Tensor]] = []
+    polar_factor = pearl.polar_factor
+
+    def note(correlation, steps):
+        turns.append((correlation, polar_factor(correlation, steps)))
+        return turns[-1][1]
+
+    monkeypatch.setattr(pearl, "polar_factor", note)
+    attention = encoder.base_method.attend(trunk)[0]
+    (correlation, rotation), *_ = turns
+    torch.testing.assert_close(correlation[0], expected["correlation"], atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(rotation[0], expected["rotation"], atol=5e-6, rtol=0)
+    torch.testing.assert_close(attention, expected["attention_last"], atol=5e-6, rtol=0)
 
 
 def protocol_of(authors: str, case: dict) -> BaseProtocol:
