@@ -50,14 +50,15 @@ class Agreement:
 
     Attributes:
         vectors: (file, name) of the tensors that were compared.
-        features, others: the largest difference of patch features, and of other numbers.
-        labels: the smallest share of equal entries of a label map.
+        features, others: the largest difference of patch features, and of other numbers; None where
+            none were compared.
+        labels: the smallest share of equal entries of whole numbers, such as a label map; likewise.
     """
 
     vectors: set[tuple[str, str]] = field(default_factory=set)
-    features: float = 0.0
-    others: float = 0.0
-    labels: float = 1.0
+    features: float | None = None
+    others: float | None = None
+    labels: float | None = None
 
 
 class Recorder(TorchFunctionMode):
@@ -116,10 +117,10 @@ class Recorder(TorchFunctionMode):
         if expected.is_floating_point():
             worst = (actual.double() - expected.double()).abs().max().item()
             kind = "features" if vector[1].startswith(FEATURES) else "others"
-            setattr(agreement, kind, max(getattr(agreement, kind), worst))
+            setattr(agreement, kind, max(getattr(agreement, kind) or 0.0, worst))
         else:
             share = (actual == expected).double().mean().item()
-            agreement.labels = min(agreement.labels, share)
+            agreement.labels = share if agreement.labels is None else min(agreement.labels, share)
 
     def _vector(self, tensor: Tensor) -> tuple[str, tuple[str, str]] | None:
         where = tensor.data_ptr() if tensor.device.type == "cpu" else 0
@@ -157,7 +158,11 @@ def _method(owner: str, case: dict[str, Any]) -> str:
 def table(methods: dict[str, Agreement]) -> str:
     """Markdown."""
     rows = [
-        (name, len(a.vectors), f"{a.features:.1e}", f"{a.others:.1e}", f"{100 * a.labels:.2f} %")
+        (
+            *(name, len(a.vectors)),
+            *("-" if worst is None else f"{worst:.1e}" for worst in (a.features, a.others)),
+            "-" if a.labels is None else f"{100 * a.labels:.2f} %",
+        )
         for name, a in sorted(methods.items())
     ]
     headers = ("base method", "vectors", "features, worst", "others, worst", "labels equal")

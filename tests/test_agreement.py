@@ -44,11 +44,15 @@ def test_differences_and_labels_are_noted(recorder, agreement):
     assert "| sclip " in agreement.table(recorder.methods)
 
 
-def test_archives_of_numpy_are_noted(recorder):
+def test_archives_of_numpy_are_noted(recorder, agreement):
     with np.load(DATA / "sfp" / "features.npz") as arrays:
         expected = torch.from_numpy(recorder.get(arrays, "patch_features"))
     recorder.compare(expected + 1e-5, expected, atol=1e-4, rtol=0)
-    assert recorder.methods["sfp"].features == pytest.approx(1e-5, rel=0.01)
+    found = recorder.methods["sfp"]
+    assert found.features == pytest.approx(1e-5, rel=0.01)
+    assert found.others is None and found.labels is None
+    cells = agreement.table(recorder.methods).splitlines()[-1].split("|")[2:-1]
+    assert [cell.strip() for cell in cells] == ["1", "1.0e-05", "-", "-"]
 
 
 def test_what_is_no_comparison_with_a_vector_is_not_noted(recorder):
