@@ -1,5 +1,8 @@
 """Boxes around the connected components of class maps."""
 
+import logging
+from functools import cache
+
 import cv2
 import torch
 import torch.nn.functional as F
@@ -9,8 +12,13 @@ from torch import Tensor
 
 from ._checks import require_shape
 
-# Pixels of a map, its sides rounded up to powers of two, that a program can hold: 32 a thread.
+# Sides of a map are rounded up to powers of two from here, so that few kernels are compiled: 16 for
+# maps of up to 128x128.
+LEAST_SIDE = 16
+# Pixels of such a block that a program can hold: 32 a thread.
 LARGEST_BLOCK = 128 * 128
+
+log = logging.getLogger(__name__)
 
 
 @triton.jit
@@ -106,8 +114,9 @@ def _box_mask_kernel(
 def box_mask_triton(maps: Tensor, threshold: float = 0.4, full_extent: bool = False) -> Tensor:
     _require_fraction("box_mask", threshold)
     batch, classes, height, width = maps.shape
-    block = triton.next_power_of_2(height), triton.next_power_of_2(width)
+    block = _block_side(height), _block_side(width)
     if block[0] * block[1] > LARGEST_BLOCK:
+        _say_that_the_host_waits()
         return box_mask_composite(maps, threshold, full_extent)
     mask = torch.empty(maps.shape, dtype=maps.dtype, device=maps.device)
     if batch * classes:
@@ -121,6 +130,18 @@ def box_mask_triton(maps: Tensor, threshold: float = 0.4, full_extent: bool = Fa
                 num_warps=num_warps,
             )
     return mask
+
+
+def _block_side(side: int) -> int:
+    return max(triton.next_power_of_2(side), LEAST_SIDE)
+
+
+@cache
+def _say_that_the_host_waits() -> None:
+    log.warning(
+        "box_mask: maps of more than 128x128 cells are boxed in a loop that waits for the GPU at "
+        "every step; smaller windows (MODEL.FREECP.WINDOW) avoid it"
+    )
 
 
 def box_mask_composite(maps: Tensor, threshold: float = 0.4, full_extent: bool = False) -> Tensor:
@@ -174,7 +195,8 @@ def box_mask(maps: Tensor, threshold: float = 0.4, full_extent: bool = False) ->
     A map is quantised to floor(255 * map), pixels strictly above int(threshold * maximum) are kept,
     and their 8-connected regions are boxed. Not differentiable: calling backward raises. On CUDA a
     batch is one launch that the host does not wait for, save for maps whose sides, rounded up to
-    powers of two, have a product above 128 * 128: those take a loop of PyTorch calls.
+    powers of two of at least 16, have a product above 128 * 128: those take a loop of PyTorch
+    calls, which the log says once.
 
     Args:
         maps: (B, C, h, w) floating, in [0, 1] (h and w at least 1).

@@ -1,4 +1,5 @@
 from importlib import import_module
+from itertools import product
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import find_objects, label
 from torch import Tensor
+from triton.runtime.interpreter import InterpretedFunction
 
 from freecp_d2 import ops
 
@@ -207,10 +209,10 @@ def test_programs_do_not_meet(run, random_maps):
 def test_a_block_is_a_launch_and_more_a_loop(device, monkeypatch):
     module, loops = import_module("freecp_d2.ops.box_mask"), []
     monkeypatch.setattr(module, "box_mask_composite", lambda maps, *_: loops.append(maps) or maps)
-    for shape in ((128, 128), (65, 127), (1, 2**14)):
+    for shape in ((128, 128), (65, 127), (1, 2**10)):
         module.box_mask_triton(torch.ones(1, 1, *shape, device=device))
         assert not loops
-    for shape in ((128, 129), (129, 65), (1, 2**14 + 1)):
+    for shape in ((128, 129), (129, 65), (1, 2**10 + 1)):
         module.box_mask_triton(torch.ones(1, 1, *shape, device=device))
         assert loops.pop().shape[2:] == shape
 
@@ -262,6 +264,33 @@ def test_quantisation_is_float32_and_the_threshold_strict(run):
     # Less than half a float32 step under 1.
     nearly = torch.full((1, 1, 2, 2), 1 - 1e-12, dtype=torch.float64)
     assert (run(ops.box_mask, nearly, 254 / 255, full_extent=True) == 1).all()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="counts in Triton's interpreter")
+def test_few_kernels_are_compiled(monkeypatch):
+    """One a block, whose sides are 16, 32, 64 or 128 for maps of up to 128x128."""
+    module, blocks = import_module("freecp_d2.ops.box_mask"), set()
+
+    def run(self, *args, **options):
+        blocks.add((args[-2:], options["num_warps"]))
+
+    monkeypatch.setattr(InterpretedFunction, "run", run)
+    sides = {max(2**i + j, 1) for i in range(8) for j in (-1, 0, 1)} - {129}
+    for height, width in product(sides, sides):
+        module.box_mask_triton(torch.empty(1, 1, height, width, device="meta"))
+    assert len(blocks) == 16
+
+
+def test_the_log_says_once_that_the_host_waits(monkeypatch, caplog):
+    module = import_module("freecp_d2.ops.box_mask")
+    monkeypatch.setattr(module, "box_mask_composite", lambda *_: None)
+    module._say_that_the_host_waits.cache_clear()
+    module.box_mask_triton(torch.empty(1, 1, 128, 128, device="meta")[:, :0])
+    assert not caplog.records
+    for _ in range(2):
+        module.box_mask_triton(torch.empty(1, 1, 128, 129, device="meta"))
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "MODEL.FREECP.WINDOW" in caplog.text
 
 
 def test_defaults():
