@@ -1,3 +1,5 @@
+from importlib import import_module
+
 import numpy as np
 import pytest
 import torch
@@ -52,6 +54,20 @@ def test_definition(run, shape):
     doubles = tuple(x.double() for x in args)
     np.testing.assert_allclose(run(ops.refine, *doubles), expected, rtol=0, atol=1e-9)
     np.testing.assert_allclose(run(ops.refine, *args), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_either_product_will_do(monkeypatch, device, shape, dtype):
+    module = import_module("freecp_d2.ops.refine")
+    args = tuple(x.to(device, dtype) for x in arguments(*shape))
+    results = []
+    for product in (module.product_by_kernel, module.product_by_bmm):
+        monkeypatch.setattr(module, "product", product)
+        with torch.autocast("cpu", torch.bfloat16), torch.autocast("cuda", torch.bfloat16):
+            results.append(module.refine_triton(*args).float())
+    atol = 1e-4 + torch.finfo(dtype).eps
+    torch.testing.assert_close(*results, rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("side", [32, 64])
