@@ -181,8 +181,11 @@ def weights(tmp_path_factory):
 
 @pytest.mark.parametrize("name", ["tiny.safetensors", "tiny.pth"])
 def test_weights_are_read_from_a_file(weights, name):
-    expected, found = dinov3().state_dict(), load_vit(TINY, str(weights / name)).state_dict()
-    assert all(found[key].equal(value) for key, value in expected.items())
+    expected, found = dinov3(), load_vit(TINY, str(weights / name))
+    state = found.state_dict()
+    assert all(state[key].equal(value) for key, value in expected.state_dict().items())
+    pixels, _ = image_pair((48, 80))  # which is not the size that it was trained on
+    assert provider(found).features(pixels).equal(provider(expected).features(pixels))
 
 
 class Code:
