@@ -13,7 +13,7 @@ from .sliding_window import upsample_rows
 STRIP_VALUES = 2**22
 """How many values of unrefined maps exist at once."""
 
-REFINED_VALUES = 2**25
+REFINED_VALUES = 2**26
 """How many values of maps, and how many weights of neighbours, PAMR has at once."""
 
 

@@ -615,7 +615,7 @@ def refined_at_once(freecp: FreeCP, x: dict) -> torch.Tensor:
     return scores
 
 
-@pytest.mark.parametrize("values", [2**25, 1])
+@pytest.mark.parametrize("values", [2**26, 1])
 @pytest.mark.parametrize("how", [Refinement(3, (8, 2)), Refinement(tlp_grid=40)])
 @pytest.mark.parametrize("case", ["sliding", "sliding_background"])
 def test_the_maps_of_the_classes_that_stay_are_refined(

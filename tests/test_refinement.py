@@ -2,11 +2,13 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
-from freecp_d2 import ops, refinement
+from freecp_d2 import FreeCPPredictor, ops, refinement
 from freecp_d2.data.benchmarks.protocols import UNREFINED, Refinement
+from freecp_d2.data.scenes import CLASSES, draw_scene
 from freecp_d2.propagation import propagate
 from freecp_d2.refinement import refined_strips
 from freecp_d2.sliding_window import upsample
@@ -98,3 +100,18 @@ def test_dilations_beyond_the_image_take_its_border(arguments):
     far, further = (joined(arguments, Refinement(1, (d,))) for d in (60, 6000))
     assert far.equal(further)
     assert not far.equal(joined(arguments, replace(UNREFINED, pamr_steps=1, pamr_dilations=(30,))))
+
+
+@pytest.mark.parametrize("refine", ["pamr", "tlp"])
+def test_classes_that_were_removed_from_a_scene_do_not_come_back(refine):
+    opts = ["MODEL.DEVICE", "cpu"]
+    usual = FreeCPPredictor("scenes/clearclip", opts=opts)
+    predictor = FreeCPPredictor("scenes/clearclip", opts=[*opts, "MODEL.FREECP.REFINE", refine])
+    for seed in (0, 2):
+        image = draw_scene(seed).image
+        before, after = usual(image, list(CLASSES)), predictor(image, list(CLASSES))
+        removed = {item.name for item in after.removed}
+        assert removed == {item.name for item in before.removed} and len(removed) > 20
+        names = {after.class_names[label] for label in np.unique(after.label_map)}
+        assert names and not names & removed
+        assert (after.label_map != before.label_map).mean() > 0.01
