@@ -39,21 +39,22 @@ def cache() -> Iterator[None]:
     shutil.rmtree(os.environ["XDG_CACHE_HOME"])
 
 
-def loggers() -> list[logging.Logger]:
-    """This package's."""
-    names = [name for name in logging.root.manager.loggerDict if name.startswith("freecp_d2")]
-    return [logging.getLogger(name) for name in names]
+def as_imported() -> None:
+    """Undo what command lines did to the log of this package, in this process."""
+    for name in logging.root.manager.loggerDict:
+        if name.startswith("freecp_d2"):
+            log = logging.getLogger(name)
+            log.handlers, log.propagate = [], True
+            log.setLevel(logging.NOTSET)
+    setup_logger.cache_clear()
 
 
 @pytest.fixture(autouse=True)
-def log_as_before() -> Iterator[None]:
-    """What a command line does to the log, in this process, ends with its test."""
-    before = {log: (list(log.handlers), log.propagate, log.level) for log in loggers()}
+def log_as_imported() -> Iterator[None]:
+    """Also before a test: a fixture of its module may have run a command line."""
+    as_imported()
     yield
-    for log in loggers():
-        log.handlers, log.propagate, level = before.get(log, ([], True, logging.NOTSET))
-        log.setLevel(level)
-    setup_logger.cache_clear()
+    as_imported()
 
 
 @pytest.fixture(scope="session")
