@@ -20,7 +20,8 @@ from huggingface_hub import hf_hub_url
 from torch import Tensor, nn
 
 from ..clip.hub import cached_file, why_unreachable
-from ..clip.loading import dtype_of
+from ..clip.loading import BF16_MATMUL, PRECISIONS, precision_on
+from ..clip.matmul import bf16_matmul
 from ..files import local_path
 from ..sliding_window import Window
 from .provider import AFFINITY_PROVIDERS, SourceImage, WindowAffinity
@@ -67,6 +68,7 @@ class TimmViT(nn.Module):
             `pretrained_cfg` says how it wants pixels normalised.
         beta, gamma: see :func:`cosine_affinity`.
         pixel_mean, pixel_std: of RGB, 0-255, by which windows are normalised for CLIP.
+        bf16_matmul: multiply float32 in bfloat16 on CPUs; see MODEL.CLIP.PRECISION.
 
     Raises:
         ValueError: beta is not finite, or gamma not above 0.
@@ -81,6 +83,7 @@ class TimmViT(nn.Module):
         gamma: float = 3.0,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
+        bf16_matmul: bool = False,
     ):
         super().__init__()
         if not math.isfinite(beta):
@@ -90,6 +93,7 @@ class TimmViT(nn.Module):
         self.vit = vit.eval().requires_grad_(False)
         self.beta = beta
         self.gamma = gamma
+        self.bf16_matmul = bf16_matmul
         wanted = vit.pretrained_cfg
         mean, std = (torch.tensor(wanted[key]).view(3, 1, 1) for key in ("mean", "std"))
         # From CLIP's normalisation to this ViT's.
@@ -103,9 +107,10 @@ class TimmViT(nn.Module):
         """The constructor's arguments from a config."""
         freecp, model = cfg.MODEL.FREECP, cfg.MODEL
         vit = load_vit(freecp.AFFINITY_VIT, freecp.AFFINITY_VIT_WEIGHTS)
-        dtype = dtype_of(model.CLIP.PRECISION, torch.device(model.DEVICE))
+        precision = precision_on(model.CLIP.PRECISION, model.DEVICE)
         return {
-            "vit": vit.to(model.DEVICE, dtype),
+            "vit": vit.to(model.DEVICE, PRECISIONS.get(precision, torch.float32)),
+            "bf16_matmul": precision == BF16_MATMUL,
             "beta": freecp.AFFINITY_VIT_BETA,
             "gamma": freecp.AFFINITY_VIT_GAMMA,
             "pixel_mean": model.PIXEL_MEAN,
@@ -142,7 +147,8 @@ class TimmViT(nn.Module):
         pixels = pixels * self.get_buffer("scale") + self.get_buffer("shift")
         if list(pixels.shape[2:]) != size:
             pixels = F.interpolate(pixels, size, mode="bilinear", align_corners=False)
-        tokens = self.vit.forward_features(pixels.to(self.vit.patch_embed.proj.weight.dtype))
+        with bf16_matmul(self.bf16_matmul, pixels.device):
+            tokens = self.vit.forward_features(pixels.to(self.vit.patch_embed.proj.weight.dtype))
         patches = tokens[:, self.vit.num_prefix_tokens :]
         return patches.mT.unflatten(2, [count for count, _ in grid])
 

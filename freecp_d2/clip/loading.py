@@ -86,7 +86,7 @@ def load_clip(
             than tensors, do not fit the model, or are NaN or infinite, also only in that precision.
     """
     device = torch.device(device)
-    dtype = dtype_of(precision, device)
+    dtype = PRECISIONS.get(precision_on(precision, device), torch.float32)
     config = _config_of_file(local_path(name)) if name.endswith(".json") else _config_of_name(name)
     _require_clip_vit(name, config)
     tokenizer = _tokenizer(name, config["text_cfg"])
@@ -104,15 +104,6 @@ def load_clip(
         open_clip.convert_weights_to_lp(model, dtype)
     _require_finite(path, dtype, model.state_dict())
     return model.to(device).eval().requires_grad_(False), tokenizer
-
-
-def dtype_of(precision: str, device: torch.device) -> torch.dtype:
-    """What MODEL.CLIP.PRECISION makes of matrix weights on a device.
-
-    Raises:
-        ValueError: as :func:`precision_on`.
-    """
-    return PRECISIONS.get(precision_on(precision, device), torch.float32)
 
 
 def precision_on(precision: str, device: str | torch.device) -> str:

@@ -151,6 +151,19 @@ def test_a_vit_of_low_precision_gives_float32(dtype):
     torch.testing.assert_close(low, full, atol=0.03, rtol=0)
 
 
+@pytest.mark.parametrize("wanted", [False, True])
+def test_its_products_have_the_precision_of_clips(wanted):
+    seen = []
+    vit = dino()
+    vit.norm.register_forward_pre_hook(
+        lambda *_: seen.append(torch.backends.mkldnn.matmul.fp32_precision)
+    )
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    provider(vit, bf16_matmul=wanted).features(image_pair((32, 32))[0])
+    assert seen == ["bf16" if wanted else before]
+    assert torch.backends.mkldnn.matmul.fp32_precision == before
+
+
 def test_it_is_frozen_and_stays_in_eval_mode():
     module = provider(dino())
     module.train()
