@@ -39,22 +39,25 @@ def cache() -> Iterator[None]:
     shutil.rmtree(os.environ["XDG_CACHE_HOME"])
 
 
-def as_imported() -> None:
-    """Undo what command lines did to the log of this package, in this process."""
-    for name in logging.root.manager.loggerDict:
-        if name.startswith("freecp_d2"):
-            log = logging.getLogger(name)
-            log.handlers, log.propagate = [], True
-            log.setLevel(logging.NOTSET)
+def loggers() -> list[logging.Logger]:
+    """This package's."""
+    names = [name for name in logging.root.manager.loggerDict if name.startswith("freecp_d2")]
+    return [logging.getLogger(name) for name in names]
+
+
+def log_as_before() -> Iterator[None]:
+    """What a command line does to the log, in this process, ends with its test."""
+    before = {log: (list(log.handlers), log.propagate, log.level) for log in loggers()}
+    yield
+    for log in loggers():
+        log.handlers, log.propagate, level = before.get(log, ([], True, logging.NOTSET))
+        log.setLevel(level)
     setup_logger.cache_clear()
 
 
-@pytest.fixture(autouse=True)
-def log_as_imported() -> Iterator[None]:
-    """Also before a test: a fixture of its module may have run a command line."""
-    as_imported()
-    yield
-    as_imported()
+log_of_a_test = pytest.fixture(autouse=True)(log_as_before)
+# A fixture of a module may run a command line, too.
+log_of_a_module = pytest.fixture(scope="module", autouse=True)(log_as_before)
 
 
 @pytest.fixture(scope="session")
