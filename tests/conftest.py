@@ -48,7 +48,9 @@ def loggers() -> list[logging.Logger]:
 def log_as_before() -> Iterator[None]:
     """What a command line does to the log, in this process, ends with its test."""
     before = {log: (list(log.handlers), log.propagate, log.level) for log in loggers()}
+    disabled = logging.root.manager.disable
     yield
+    logging.disable(disabled)
     for log in loggers():
         log.handlers, log.propagate, level = before.get(log, ([], True, logging.NOTSET))
         log.setLevel(level)
