@@ -26,7 +26,7 @@ from detectron2.utils.logger import setup_logger
 from safetensors.torch import load_file
 from torch import Tensor
 
-from freecp_d2.clip import DenseCLIP
+from freecp_d2.clip import BASE_METHODS, DenseCLIP
 
 REFERENCE = Path(__file__).parent / "data" / "reference"
 CASES: dict[str, dict] = json.loads((REFERENCE / "cases.json").read_text())
@@ -60,6 +60,14 @@ def log_as_before() -> Iterator[None]:
 log_of_a_test = pytest.fixture(autouse=True)(log_as_before)
 # A fixture of a module may run a command line, too.
 log_of_a_module = pytest.fixture(scope="module", autouse=True)(log_as_before)
+
+
+@pytest.fixture(autouse=True)
+def base_methods_as_before() -> Iterator[None]:
+    """Base methods that a test registers are gone after it."""
+    before = dict(BASE_METHODS)
+    yield
+    BASE_METHODS._obj_map = before
 
 
 @pytest.fixture(scope="session")

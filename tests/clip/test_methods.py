@@ -28,12 +28,6 @@ def images(batch: int = 2) -> torch.Tensor:
     return torch.randn(batch, 3, 50, 84, generator=torch.Generator().manual_seed(7))
 
 
-@pytest.fixture
-def registry(monkeypatch):
-    """Methods that a test registers are gone after it."""
-    monkeypatch.setattr(BASE_METHODS, "_obj_map", dict(BASE_METHODS))
-
-
 class Reader(LastBlockMethod):
     """Keeps what the trunk gives it."""
 
@@ -57,7 +51,7 @@ class Reader(LastBlockMethod):
 
 
 @pytest.mark.parametrize("affinity", ["attention", "method"])
-def test_the_trunk_keeps_what_a_method_states(registry, affinity):
+def test_the_trunk_keeps_what_a_method_states(affinity):
     BASE_METHODS.register(Reader)
     model, x = small_clip(), images()
     clip = DenseCLIP(model, "reader", affinity=affinity)
@@ -175,7 +169,7 @@ def test_a_choice_that_a_method_has_not():
         base_method("maskclip+")
 
 
-def test_a_method_of_ones_own(registry):
+def test_a_method_of_ones_own():
     """The example of docs/own_base_method.md, by its name and options in a config."""
     example = ROOT / "projects/OwnBaseMethod/value_attention.py"
     assert len(example.read_text().splitlines()) < 60
