@@ -3,7 +3,7 @@
     python configs/generate.py
 
 The settings of a benchmark are its base.yaml, those of a method's own protocol are in
-freecp_d2/data/benchmarks/protocols.py. Here is which methods there are, and what else a file says.
+freecp_d2/data/benchmarks/protocols.py. Here is what else a file says.
 """
 
 from collections.abc import Mapping
@@ -12,14 +12,12 @@ from typing import Any
 
 import yaml
 
+from freecp_d2.clip import base_method_names
 from freecp_d2.data.benchmarks.layout import BENCHMARKS
 from freecp_d2.data.benchmarks.protocols import PAPER
 
 CONFIGS = Path(__file__).resolve().parent
-METHODS = (
-    *("maskclip", "sclip", "clearclip", "naclip", "gem", "vanilla"),
-    *("scclip", "sfp", "resclip", "pearl"),
-)
+METHODS = base_method_names()
 VIT_L14: dict[str, dict[str, Any]] = {
     "clearclip": {},
     "scclip": {

@@ -244,10 +244,10 @@ def evaluate_images(
     Args:
         images: of :class:`SparingMapper`.
     """
-    whole = [image for image in images if "error" not in image]
     for image in images:
         if "error" in image:
             evaluator.fail(image["file_name"], image["error"])
+    whole = [image for image in images if "error" not in image]
     if not whole:
         return
     try:
@@ -256,20 +256,19 @@ def evaluate_images(
         out_of_memory = memory_ran_out(error)
         if not out_of_memory and not isinstance(error, AffinityFault):
             raise
-        if len(whole) == 1:
-            (file,) = (image["file_name"] for image in whole)
-            more = f"{file}: memory ran out; resume on a machine that has more"
-            evaluator.fail(file, more if out_of_memory else str(error))
+        if len(whole) > 1:
+            for image in whole:
+                evaluate_images(model, [image], evaluator)
             return
-    else:
-        for image, output in zip(whole, outputs, strict=True):
-            try:
-                evaluator.process([image], [output])
-            except ImageFault as error:
-                evaluator.fail(image["file_name"], str(error))
+        file = whole[0]["file_name"]
+        more = f"{file}: memory ran out; resume on a machine that has more"
+        evaluator.fail(file, more if out_of_memory else str(error))
         return
-    for image in whole:
-        evaluate_images(model, [image], evaluator)
+    for image, output in zip(whole, outputs, strict=True):
+        try:
+            evaluator.process([image], [output])
+        except ImageFault as error:
+            evaluator.fail(image["file_name"], str(error))
 
 
 def segment_base(model: Any, image: dict[str, Any]) -> torch.Tensor:

@@ -102,6 +102,11 @@ class BaseMethod(ABC):
                 f"MODEL.CLIP.LAST_BLOCK is {cfg.MODEL.CLIP.LAST_BLOCK!r}; "
                 f"{cls.__name__.lower()} has no such choice, leave it empty"
             )
+        return cls.section_options(cfg)
+
+    @classmethod
+    def section_options(cls, cfg: CfgNode) -> dict[str, Any]:
+        """The keys of MODEL.CLIP.<METHOD> in lower case, and their values."""
         section = cfg.MODEL.CLIP.get(cls.__name__.upper(), {})
         return {key.lower(): value for key, value in section.items()}
 
@@ -179,9 +184,7 @@ class LastBlockMethod(BaseMethod):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """The options of a config."""
-        section = cfg.MODEL.CLIP.get(cls.__name__.upper(), {})
-        options = {key.lower(): value for key, value in section.items()}
-        return {**options, "last_block": cfg.MODEL.CLIP.LAST_BLOCK}
+        return {**cls.section_options(cfg), "last_block": cfg.MODEL.CLIP.LAST_BLOCK}
 
     @abstractmethod
     def attend(self, trunk: Trunk) -> Tensor:

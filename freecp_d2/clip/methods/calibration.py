@@ -14,6 +14,7 @@ from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor
 
 from ..blocks import project_out, project_qkv
+from .base import Trunk
 
 log = logging.getLogger(__name__)
 
@@ -193,6 +194,38 @@ def calibrated_block(
         source = {"query": query, "key": key}[name]
         attended = attended + F.scaled_dot_product_attention(source, source, value)
     return project_out(block, attended / (1 + len(selves)))
+
+
+def read_calibrated(
+    trunk: Trunk,
+    patches: Tensor,
+    total: Tensor,
+    attention: Tensor,
+    *,
+    first: Sequence[str],
+    second: Sequence[str],
+    early: int,
+    cls_share: float,
+) -> Tensor:
+    """The calibrated last block of patches and of a sum of blocks, averaged over similar patches.
+
+    Args:
+        patches: (B, N, W) that enter it first.
+        total: (B, T, W), the sum; its patches enter it second.
+        attention: as :func:`calibrated_block` takes it.
+        first, second: its `selves` for the one and for the other.
+        early: the block whose patches say which are similar.
+        cls_share: of the CLS tokens that are added to the patches.
+
+    Returns:
+        (B, N, W).
+    """
+    attended = calibrated_block(trunk.last, patches, attention, first)
+    attended = attended + cls_share * trunk.tokens[:, :1]
+    of_total = calibrated_block(trunk.last, total[:, 1:], attention, second)
+    of_total = of_total + cls_share * total[:, :1]
+    similar = thresholded(cosine_similarity(trunk.block_tokens[early][:, 1:]))
+    return aggregate(similar, attended + of_total)
 
 
 def sum_of_blocks(block_tokens: Mapping[int, Tensor], start: int, end: int) -> Tensor:

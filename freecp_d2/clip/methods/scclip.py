@@ -6,10 +6,10 @@ from .base import BASE_METHODS, BaseMethod, Reads, Trunk
 from .calibration import (
     aggregate,
     calibrated_attention,
-    calibrated_block,
     check_blocks,
     cosine_similarity,
     local_outliers,
+    read_calibrated,
     repair,
     sum_of_blocks,
     thresholded,
@@ -72,18 +72,23 @@ class SCCLIP(BaseMethod):
         return thresholded(self._cosines(trunk, local_outliers(trunk.tokens[:, 1:])))
 
     def patches(self, trunk: Trunk) -> Tensor:
-        cls, patches = trunk.tokens[:, :1], trunk.tokens[:, 1:]
+        patches = trunk.tokens[:, 1:]
         outliers = local_outliers(patches)
         cosines = self._cosines(trunk, outliers)
         patches = repair(patches, outliers, trunk.grid, lonely="kept")
         patches = aggregate(thresholded(cosines), patches)
         attention = calibrated_attention(cosines)  # of all of them, not of those above 0.4
-        first = calibrated_block(trunk.last, patches, attention, ["key"]) + self.res_cls * cls
         total = sum_of_blocks(trunk.block_tokens, self.multi_start_idx, self.multi_end_idx)
-        second = calibrated_block(trunk.last, total[:, 1:], attention, ["key"])
-        second = second + self.res_cls * total[:, :1]
-        early = thresholded(cosine_similarity(trunk.block_tokens[self.post_adjust_idx][:, 1:]))
-        return aggregate(early, first + second)
+        return read_calibrated(
+            trunk,
+            patches,
+            total,
+            attention,
+            first=["key"],
+            second=["key"],
+            early=self.post_adjust_idx,
+            cls_share=self.res_cls,
+        )
 
     def _cosines(self, trunk: Trunk, outliers: Tensor) -> Tensor:
         patches = trunk.block_tokens[self.pre_adjust_idx][:, 1:]

@@ -7,10 +7,10 @@ from .base import BASE_METHODS, BaseMethod, Reads, Trunk
 from .calibration import (
     aggregate,
     calibrated_attention,
-    calibrated_block,
     check_blocks,
     cosine_similarity,
     local_outliers,
+    read_calibrated,
     repair,
     strongest,
     sum_of_blocks,
@@ -94,18 +94,22 @@ class SFP(BaseMethod):
         return self._cosines(trunk, self.outliers(trunk))
 
     def patches(self, trunk: Trunk) -> Tensor:
-        cls, patches = trunk.tokens[:, :1], trunk.tokens[:, 1:]
+        patches = trunk.tokens[:, 1:]
         outliers = self.outliers(trunk)
         cosines = self._cosines(trunk, outliers)
         patches = aggregate(cosines, repair(patches, outliers, trunk.grid, lonely="zero"))
         attention = calibrated_attention(cosines)
-        first = calibrated_block(trunk.last, patches, attention, ["key", "query"])
-        first = first + self.res_cls * cls
         total = sum_of_blocks(trunk.block_tokens, self.cross_s, self.cross_e)
-        second = calibrated_block(trunk.last, total[:, 1:], attention, [])
-        second = second + self.res_cls * total[:, :1]
-        early = thresholded(cosine_similarity(trunk.block_tokens[self.post_adjust_idx][:, 1:]))
-        return aggregate(early, first + second)
+        return read_calibrated(
+            trunk,
+            patches,
+            total,
+            attention,
+            first=["key", "query"],
+            second=[],
+            early=self.post_adjust_idx,
+            cls_share=self.res_cls,
+        )
 
     def _cosines(self, trunk: Trunk, outliers: Tensor) -> Tensor:
         patches = trunk.block_tokens[self.pre_adjust_idx][:, 1:]
