@@ -39,6 +39,12 @@ class Published:
         """Normalised, (1, 3, H, W)."""
         return normalised(self.inputs[name])[None]
 
+    def windows(self) -> Tensor:
+        """Three windows of an image, normalised, (3, 3, 128, 128)."""
+        image = self.image("large_image")[0]
+        corners = ((0, 0), (60, 200), (130, 90))
+        return torch.stack([image[:, y : y + 128, x : x + 128] for y, x in corners])
+
     def clip(self, dtype: torch.dtype = torch.float32, **options) -> DenseCLIP:
         config = json.loads((self.folder / "clip.json").read_text())
         model = open_clip.CLIP(**config, cast_dtype=None if dtype == torch.float32 else dtype)
@@ -48,6 +54,19 @@ class Published:
         if dtype != torch.float32:
             open_clip.convert_weights_to_lp(model, dtype=dtype)
         return DenseCLIP(model, self.method, **options)
+
+
+@pytest.fixture(scope="session")
+def build_tiny_clip() -> Callable[[int], open_clip.CLIP]:
+    """A CLIP of so many blocks, always with the same random weights."""
+
+    def build(layers: int) -> open_clip.CLIP:
+        torch.manual_seed(0)
+        vision = {"image_size": 64, "layers": layers, "width": 64, "head_width": 16}
+        text = {"context_length": 8, "vocab_size": 16, "width": 16, "heads": 2, "layers": 1}
+        return open_clip.CLIP(embed_dim=24, vision_cfg={**vision, "patch_size": 16}, text_cfg=text)
+
+    return build
 
 
 def normalised(images: Tensor) -> Tensor:

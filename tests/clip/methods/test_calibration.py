@@ -209,3 +209,31 @@ def test_a_block_that_a_tower_has_not(value):
     message = f"MODEL.CLIP.SFP.CROSS_S is {value}; with the 6 blocks of this image tower it must"
     with pytest.raises(ValueError, match=message):
         check_blocks("SFP", 6, {"CROSS_S": (value, 0, 4)})
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [("scclip", {}), *(("sfp", {"pm": pm}) for pm in ("SOM", "L2", "LOF"))],
+)
+def test_windows_of_a_batch_are_as_if_alone(method, options, published):
+    recorded = published(method)
+    clip, x = recorded.clip(**options, affinity="method"), recorded.windows()
+    together = clip(x)
+    assert not together.patches[0].allclose(together.patches[1], atol=0.1)
+    for i in range(3):
+        alone = clip(x[i : i + 1])
+        for name in ("patches", "attention"):
+            found, expected = getattr(together, name)[i], getattr(alone, name)[0]
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("method", ["scclip", "sfp"])
+def test_half_precision_is_near(method, dtype, published):
+    """Entries near a threshold may cross it, which moves a few patches."""
+    recorded = published(method)
+    x = recorded.windows()
+    exact, half = recorded.clip()(x), recorded.clip(dtype)(x)
+    assert half.patches.dtype == torch.float32
+    cosines = (exact.patches * half.patches).sum(-1)
+    assert cosines.median() > 0.999 and cosines.min() > 0.99

@@ -11,16 +11,9 @@ from freecp_d2.clip import DenseCLIP
 from freecp_d2.clip.methods.pearl import nearest_rotation, polar_factor
 
 
-def tiny_clip() -> open_clip.CLIP:
-    torch.manual_seed(0)
-    vision = {"image_size": 64, "layers": 3, "width": 64, "head_width": 16, "patch_size": 16}
-    text = {"context_length": 8, "vocab_size": 16, "width": 16, "heads": 2, "layers": 1}
-    return open_clip.CLIP(embed_dim=24, vision_cfg=vision, text_cfg=text)
-
-
 @pytest.fixture(scope="module")
-def model() -> open_clip.CLIP:
-    return tiny_clip()
+def model(build_tiny_clip) -> open_clip.CLIP:
+    return build_tiny_clip(3)
 
 
 def windows(batch: int, height: int = 90, width: int = 135) -> Tensor:
@@ -134,10 +127,10 @@ def test_options_change_the_features(model):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_lower_precision_stays_near(dtype, model):
+def test_lower_precision_stays_near(dtype, model, build_tiny_clip):
     x = windows(2)
     reference = DenseCLIP(model, "pearl", affinity="method")(x)
-    low = DenseCLIP(tiny_clip(), "pearl", affinity="method")
+    low = DenseCLIP(build_tiny_clip(3), "pearl", affinity="method")
     open_clip.convert_weights_to_lp(low.model, dtype)
     features = low(x)
     assert features.attention.dtype == features.patches.dtype == torch.float32

@@ -13,16 +13,9 @@ BLOCKS = {"rcs_blocks": (1, 2)}
 SFR = {**BLOCKS, "use_sfr": True, "temp_thd": 0.0}
 
 
-def tiny_clip() -> open_clip.CLIP:
-    torch.manual_seed(0)
-    vision = {"image_size": 64, "layers": 4, "width": 64, "head_width": 16, "patch_size": 16}
-    text = {"context_length": 8, "vocab_size": 16, "width": 16, "heads": 2, "layers": 1}
-    return open_clip.CLIP(embed_dim=24, vision_cfg=vision, text_cfg=text)
-
-
 @pytest.fixture(scope="module")
-def model() -> open_clip.CLIP:
-    return tiny_clip()
+def model(build_tiny_clip) -> open_clip.CLIP:
+    return build_tiny_clip(4)
 
 
 def windows(batch: int, height: int = 90, width: int = 135) -> Tensor:
@@ -75,8 +68,8 @@ def test_only_semantic_feedback_reads_the_words(model):
     assert kept.residual.numel() == kept.trunk.tokens.numel()
 
 
-def test_the_second_reading_is_made_on_the_encoders_device():
-    clip = DenseCLIP(tiny_clip(), "resclip", **SFR).to("meta")
+def test_the_second_reading_is_made_on_the_encoders_device(build_tiny_clip):
+    clip = DenseCLIP(build_tiny_clip(4), "resclip", **SFR).to("meta")
     x = windows(2).to("meta")
     kept, *_ = clip.encode_dense(x)[2].args
     similarities = torch.empty(2, 6, 5, 8, device="meta")
@@ -138,12 +131,12 @@ def test_the_similarity_is_how_values_spread(strategy, model):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_lower_precision_stays_near(dtype, model):
+def test_lower_precision_stays_near(dtype, model, build_tiny_clip):
     x, words = windows(2), text()
     exact = DenseCLIP(model, "resclip", affinity="method", **SFR)
     reference = exact(x)
     first, second = reference.patches, reference.patches_for(words)
-    low = DenseCLIP(tiny_clip(), "resclip", affinity="method", **SFR)
+    low = DenseCLIP(build_tiny_clip(4), "resclip", affinity="method", **SFR)
     open_clip.convert_weights_to_lp(low.model, dtype)
     features = low(x)
     assert features.attention.dtype == features.patches.dtype == torch.float32

@@ -80,34 +80,6 @@ def test_the_repair_is_the_published(recorded):
     close(result[0], expected["repaired"], 1e-6)
 
 
-def windows(recorded, size: int = 128) -> torch.Tensor:
-    """Three windows of an image, normalised, (3, 3, size, size)."""
-    image = recorded.image("large_image")[0]
-    corners = ((0, 0), (60, 200), (130, 90))
-    return torch.stack([image[:, y : y + size, x : x + size] for y, x in corners])
-
-
-@pytest.mark.parametrize("pm", ["SOM", "L2", "LOF"])
-def test_windows_of_a_batch_are_as_if_alone(pm, recorded):
-    clip, x = recorded.clip(pm=pm, affinity="method"), windows(recorded)
-    together = clip(x)
-    assert not together.patches[0].allclose(together.patches[1], atol=0.1)
-    for i in range(3):
-        alone = clip(x[i : i + 1])
-        close(together.patches[i], alone.patches[0])
-        close(together.attention[i], alone.attention[0])
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_near(dtype, recorded):
-    """Entries near a threshold may cross it, which moves a few patches."""
-    x = windows(recorded)
-    exact, half = recorded.clip()(x), recorded.clip(dtype)(x)
-    assert half.patches.dtype == torch.float32
-    cosines = (exact.patches * half.patches).sum(-1)
-    assert cosines.median() > 0.999 and cosines.min() > 0.99
-
-
 @pytest.mark.parametrize(
     ("options", "key"),
     [
