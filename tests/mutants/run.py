@@ -40,6 +40,7 @@ EQUIVALENT = HERE / "equivalent.json"
 PROTOCOLS = "tests/test_base_protocols.py"
 DENSE = ["tests/clip/test_dense.py", f"{PROTOCOLS}::test_features_are_the_published"]
 META = ["tests/test_meta_arch.py", "tests/test_config.py"]
+CALIBRATED = "tests/clip/methods/test_calibration.py"
 OPS = ["tests/ops/test_dispatch.py", "tests/ops/test_reference_vectors.py"]
 TARGETS: dict[str, list[str]] = {
     "freecp_d2/purification/head.py": ["tests/purification"],
@@ -56,8 +57,8 @@ TARGETS: dict[str, list[str]] = {
     "freecp_d2/clip/methods/semantic_feedback.py": [
         "tests/clip/methods/test_semantic_feedback.py",
     ],
-    "freecp_d2/clip/methods/scclip.py": ["tests/clip/methods/test_scclip.py"],
-    "freecp_d2/clip/methods/sfp.py": ["tests/clip/methods/test_sfp.py"],
+    "freecp_d2/clip/methods/scclip.py": [CALIBRATED, "tests/clip/methods/test_scclip.py"],
+    "freecp_d2/clip/methods/sfp.py": [CALIBRATED, "tests/clip/methods/test_sfp.py"],
     "freecp_d2/clip/loading.py": ["tests/clip/test_loading.py"],
     "freecp_d2/clip/text.py": ["tests/clip/test_text.py"],
     "freecp_d2/refinement.py": ["tests/test_refinement.py"],
