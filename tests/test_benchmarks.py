@@ -74,16 +74,25 @@ def test_operators_are_timed_beside_the_same_in_plain_pytorch(operators):
     encoder = operators.SceneEncoder(operators.DIMENSION)
     inputs = operators.Inputs(encoder, operators.image_windows(sizes), names)
     cases = operators.cases_of(inputs, 5)
-    assert set(cases) == {"sinkhorn_affinity", "box_mask", "refine", "soft_iou"}
+    names = {"sinkhorn_affinity", "box_mask", "refine", "soft_iou", "mean_attention", "pamr"}
+    assert set(cases) == names | {"refine, bmm"}  # in Triton's interpreter
     for case in cases.values():
         torch.testing.assert_close(case.run(), case.plain(), atol=1e-5, rtol=1e-5)
+    # 6 windows of 6x6 patches and the CLS token, 5 classes; pamr on one of them, 96x96.
+    record = 4 * 6 * 37 * 37
+    assert cases["mean_attention"].run().nbytes == record
+    assert cases["mean_attention"].size == 2 * 4 * 6 * 37 * 12 * 64 + 2 * record
+    assert cases["mean_attention"].flop == 2 * 6 * 12 * 37 * 37 * 64
+    assert cases["pamr"].run().shape == (1, 5, 96, 96)
+    assert cases["pamr"].size == 4 * (3 + 2 * 5) * 96 * 96 and cases["pamr"].flop == 0
     case = operators.measure_operators(inputs, 5, sizes, quick=True, plain=True)
     assert (case["windows"], case["grid"], case["classes"]) == (6, 6, 5)
     for operator in case["operators"].values():
         low, high = operator["quartiles_ms"]
         assert 0 < low <= operator["ms"] <= high and operator["plain_ms"] > 0
         assert operator["peak_bytes"] is None and operator["bandwidth_fraction"] > 0
-    assert case["operators"]["refine"]["matrix_fraction"] > 0
+    for name in ("refine", "refine, bmm", "mean_attention"):
+        assert case["operators"][name]["matrix_fraction"] > 0
     table = operators.markdown({"machine": {"device": "a CPU"}, "cases": [case]})
     assert table.startswith("Operators on a CPU, timed by interleaved rounds on the CPU\n")
     assert all(f"| {name} " in table for name in cases)

@@ -87,27 +87,44 @@ def build(device, precision, reference_clip, cases) -> Callable[[str], DenseCLIP
     return encoder
 
 
-def close(found: Tensor, expected: Tensor, atol: float) -> None:
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found.cpu(), expected, atol=atol, rtol=0)
+@pytest.fixture
+def within(record_property, device, precision) -> Callable[[str, float, float], None]:
+    """Asserts that a difference is allowed. Both are in JUnit's report, which `make gpu-report`
+    reads.
+    """
+
+    def check(what: str, difference: float, allowed: float) -> None:
+        found = {"device": device, "precision": precision, "worst": difference, "allowed": allowed}
+        record_property(what, json.dumps(found))
+        assert difference <= allowed, what
+
+    return check
+
+
+def worst(found: Tensor, expected: Tensor) -> float:
+    assert found.dtype == torch.float32 and found.shape == expected.shape
+    return (found.cpu() - expected).abs().max().item()
 
 
 @pytest.mark.parametrize("case", WHOLE)
-def test_the_encoder(case, build, device, precision, inputs, vectors):
+def test_the_encoder(case, build, device, precision, within, inputs, vectors):
     clip, tolerance, expected = build(case), TOLERANCES[precision], vectors(case)
     dtype = clip.model.visual.conv1.weight.dtype
     assert dtype == PRECISIONS[precision]
     features = clip(inputs["image"].to(device))
     assert {x.device.type for x in (features.patches, features.cls, features.attention)} == {device}
     text = inputs["text"].to(device)
-    close(features.patches @ text.T, expected["dense_logits"] / clip.logit_scale, tolerance.cosine)
-    close(features.cls @ text.T, expected["cls_logits"][0] / clip.logit_scale, tolerance.cosine)
+    for what, found, logits in (
+        ("patches, cosine", features.patches, expected["dense_logits"]),
+        ("CLS, cosine", features.cls, expected["cls_logits"][0]),
+    ):
+        within(what, worst(found @ text.T, logits / clip.logit_scale), tolerance.cosine)
     attention = expected["attention"][:-1, 1:, 1:].mean(0, keepdim=True)
-    close(features.attention, attention, tolerance.attention)
+    within("attention", worst(features.attention, attention), tolerance.attention)
 
 
 @pytest.mark.parametrize("case", WHOLE)
-def test_the_head(case, build, device, precision, inputs, vectors, cases):
+def test_the_head(case, build, device, precision, within, inputs, vectors, cases):
     clip, tolerance, expected = build(case), TOLERANCES[precision], vectors(case)
     settings = cases[case]
     head = PurificationHead(
@@ -120,11 +137,13 @@ def test_the_head(case, build, device, precision, inputs, vectors, cases):
     assert result.maps.device.type == device and result.refined.min() >= 0
     refined = expected["refined"][:, settings["num_background"] :]
     assert result.refined.max() <= 1
-    assert (result.refined.cpu() - refined).abs().mean() <= tolerance.map
-    close(result.consistency[0], expected["consistency"], tolerance.consistency)
+    difference = (result.refined.cpu() - refined).abs().mean().item()
+    within("refined maps, mean", difference, tolerance.map)
+    difference = worst(result.consistency[0], expected["consistency"])
+    within("consistency", difference, tolerance.consistency)
     for kept, key in ((result.kept_redundancy, "kept_redundancy"), (result.kept, "kept")):
         other = set(kept[0].nonzero()[:, 0].tolist()) ^ set(expected[key].tolist())
-        assert len(other) <= tolerance.kept
+        within("classes of 15 that stay or go otherwise", len(other), tolerance.kept)
 
 
 class StubTokenizer:
@@ -136,7 +155,7 @@ class StubTokenizer:
 
 @pytest.mark.parametrize("output", ["sem_seg", "label_map"])
 @pytest.mark.parametrize("case", ["sliding", "sliding_background"])
-def test_freecp(case, output, build, device, precision, inputs, vectors, cases):
+def test_freecp(case, output, build, device, precision, within, inputs, vectors, cases):
     settings, expected = cases[case], vectors(case)
     names, background = [f"class {i}" for i in range(15)], settings["num_background"]
     classes = tuple((name,) for name in names[background:])
@@ -165,11 +184,11 @@ def test_freecp(case, output, build, device, precision, inputs, vectors, cases):
     assert result[output].device.type == device
     found = result[output] if output == "label_map" else result[output].argmax(0)
     other = (found.cpu() != expected["labels"][0]).float().mean().item()
-    assert other <= TOLERANCES[precision].labels, other
+    within("labels, share that differs", other, TOLERANCES[precision].labels)
 
 
 @pytest.mark.parametrize("case", WHOLE)
-def test_the_operators(case, device, precision, vectors, cases):
+def test_the_operators(case, device, precision, within, vectors, cases):
     """One after the other on the recorded attention and maps, kept in each precision."""
     recorded, dtype = vectors(case), PRECISIONS[precision]
     attention = recorded["attention"][None, :-1, 1:, 1:].mean(1).to(device, dtype)
@@ -182,4 +201,5 @@ def test_the_operators(case, device, precision, vectors, cases):
         assert tensor.device.type == device and tensor.dtype == dtype
         assert tensor.min() >= 0 and tensor.max() <= 1
     expected = recorded["refined"][:, classes]
-    assert (refined.cpu().float() - expected).abs().mean() <= TOLERANCES[precision].map
+    difference = (refined.cpu().float() - expected).abs().mean().item()
+    within("refined maps of the operators, mean", difference, TOLERANCES[precision].map)

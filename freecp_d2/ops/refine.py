@@ -1,5 +1,7 @@
 """Propagation of class maps along the affinity of patches."""
 
+from collections.abc import Callable
+
 import torch
 import triton
 import triton.language as tl
@@ -94,11 +96,13 @@ def product_by_bmm(left: Tensor, right: Tensor, mask: Tensor | None = None) -> T
         return left @ right.float()
 
 
-product = product_by_kernel
-"""(mask * left) @ right in float32: the choice on CUDA, where neither has been measured."""
-
-
-def refine_triton(affinity: Tensor, maps: Tensor, mask: Tensor) -> Tensor:
+# (mask * left) @ right in float32. On CUDA, where neither has been measured, the kernel is taken.
+def refine_triton(
+    affinity: Tensor,
+    maps: Tensor,
+    mask: Tensor,
+    product: Callable[..., Tensor] = product_by_kernel,
+) -> Tensor:
     if torch.float64 in (affinity.dtype, maps.dtype, mask.dtype):
         return refine_composite(affinity, maps, mask)
     result = torch.empty(maps.shape, dtype=maps.dtype, device=maps.device)

@@ -152,6 +152,41 @@ def measure_grid_growth(
     }
 
 
+def whole_image_model(
+    sizes: Sizes, classes: int, encoder: SceneEncoder, settings: dict[str, object] | None = None
+) -> FreeCP:
+    """FreeCP with an encoder of the benchmark and `classes` words of its text features.
+
+    Args:
+        settings: config key -> value, beside those of the benchmark.
+    """
+    overrides = {
+        "MODEL.DEVICE": str(encoder.device),
+        "MODEL.CLIP.NAME": "freecp_d2://scenes/scene_clip.json",
+        "MODEL.CLIP.PRETRAINED": "freecp_d2://scenes/scene_clip.safetensors",
+        "MODEL.CLIP.PRECISION": "fp32",
+        "MODEL.CLIP.TEXT_CACHE": "",
+        "MODEL.FREECP.WINDOW": sizes.window,
+        "MODEL.FREECP.STRIDE": sizes.stride,
+        "MODEL.FREECP.REDUNDANCY_THRESHOLD": REDUNDANCY_THRESHOLD,
+        "MODEL.FREECP.AMBIGUITY_THRESHOLD": AMBIGUITY_THRESHOLD,
+        "MODEL.FREECP.DESCRIPTIONS": "",
+        "MODEL.FREECP.OUTPUT": "label_map",
+        **(settings or {}),
+    }
+    opts = [item for pair in overrides.items() for item in pair]
+    cfg = load_config(str(ROOT / f"configs/scenes/{METHOD}.yaml"), opts)
+    names = class_names(classes)
+    model = FreeCP(cfg, vocabulary=Vocabulary.from_names(names)).eval()
+    model.encoder = encoder
+    model.words = replace(
+        model.words,
+        text=encoder.text(names),
+        descriptions=encoder.text(names, "a picture with a {} in it."),
+    )
+    return model
+
+
 @torch.no_grad()
 def measure_image(sizes: Sizes, quick: bool, device: torch.device) -> dict:
     """A whole image, from uint8 to label map, beside the bare forward and the transcription."""
@@ -164,30 +199,8 @@ def measure_image(sizes: Sizes, quick: bool, device: torch.device) -> dict:
     bf16 = DenseCLIP(pace_model(quick, 224, device, "bf16"), METHOD)
     half = SceneEncoder(DIMENSION, device, bf16, bf16.encode_cls)
 
-    overrides = {
-        "MODEL.DEVICE": str(device),
-        "MODEL.CLIP.NAME": "freecp_d2://scenes/scene_clip.json",
-        "MODEL.CLIP.PRETRAINED": "freecp_d2://scenes/scene_clip.safetensors",
-        "MODEL.CLIP.PRECISION": "fp32",
-        "MODEL.CLIP.TEXT_CACHE": "",
-        "MODEL.FREECP.WINDOW": sizes.window,
-        "MODEL.FREECP.STRIDE": sizes.stride,
-        "MODEL.FREECP.REDUNDANCY_THRESHOLD": REDUNDANCY_THRESHOLD,
-        "MODEL.FREECP.AMBIGUITY_THRESHOLD": AMBIGUITY_THRESHOLD,
-        "MODEL.FREECP.DESCRIPTIONS": "",
-        "MODEL.FREECP.OUTPUT": "label_map",
-    }
-    opts = [item for pair in overrides.items() for item in pair]
-    cfg = load_config(str(ROOT / f"configs/scenes/{METHOD}.yaml"), opts)
-    names = class_names(classes)
-    model = FreeCP(cfg, vocabulary=Vocabulary.from_names(names)).eval()
-    model.encoder = ours
-    words = model.words = replace(
-        model.words,
-        text=ours.text(names),
-        descriptions=ours.text(names, "a picture with a {} in it."),
-    )
-
+    model = whole_image_model(sizes, classes, ours)
+    words = model.words
     image = scene(SEED, *sizes.image)
     windows = image_windows(sizes).to(device)
     bare = pace_model(quick, sizes.window, device)

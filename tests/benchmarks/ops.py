@@ -5,10 +5,12 @@
 
 On a GPU triton.testing.do_bench times every call by events, with an empty L2 cache. Elsewhere the
 calls run in turn, round after round, by the wall clock (rounds.py). The table says which it was.
-On a CPU, refine and soft_iou are plain PyTorch themselves.
+On a CPU, refine, soft_iou and mean_attention are plain PyTorch themselves. Where kernels can run,
+`refine` is there twice, by its product kernel and by `bmm` of the masked maps.
 """
 
 import argparse
+import dataclasses
 import json
 import logging
 from collections.abc import Callable
@@ -17,20 +19,30 @@ from functools import partial
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 import triton.testing
 from encoders import SceneEncoder, class_names
 from inputs import DIMENSION, QUICK, Inputs, Sizes, image_windows, machine, one_window
 from rounds import Timed, interleaved, milliseconds
 from tabulate import tabulate
+from torch import Tensor
 
 from freecp_d2 import ops
 from freecp_d2.ops.box_mask import box_mask_composite
-from freecp_d2.ops.refine import refine_composite
+from freecp_d2.ops.mean_attention import mean_attention_composite
+from freecp_d2.ops.pamr import pamr_composite
+from freecp_d2.ops.refine import product_by_bmm, refine_composite, refine_triton
 from freecp_d2.ops.sinkhorn_affinity import sinkhorn_affinity_composite
 from freecp_d2.ops.soft_iou import soft_iou_composite
 from freecp_d2.purification import stages
 
 DO_BENCH, INTERLEAVED = "triton.testing.do_bench", "interleaved rounds on the CPU"
+HEADS, HEAD_DIM = 12, 64
+"""Of a ViT-B/16, for mean_attention."""
+PAMR = (10, (8, 16))
+"""Steps and dilations of pamr, the defaults of MODEL.FREECP.PAMR."""
+PAMR_MAPS = 16
+"""About as many classes as stay in an image: pamr works on these alone."""
 
 
 @dataclass(frozen=True)
@@ -42,16 +54,22 @@ class Case:
         size: bytes that must move, each operand once.
         flop: operations that a matrix unit can do. Those of soft_iou, additions, minima and maxima
             of all pairs, are none of these.
+        dtype: of these operations' operands.
     """
 
-    run: Callable[[], object]
-    plain: Callable[[], object]
+    run: Callable[[], Tensor]
+    plain: Callable[[], Tensor]
     size: int
     flop: int = 0
+    dtype: torch.dtype = torch.float32
 
 
 def cases_of(inputs: Inputs, classes: int) -> dict[str, Case]:
-    """Every operator on what the head would give it; soft_iou on the maps of one window."""
+    """Every operator on what the head would give it; soft_iou on the maps of one window.
+
+    mean_attention on a block's queries and keys of these windows, in half precision on a GPU, and
+    pamr on the first window, with the maps of at most PAMR_MAPS classes at its size.
+    """
     features = inputs.features
     _, maps = stages.class_activation_maps(
         features.patches, inputs.text[:classes], inputs.encoder.logit_scale, features.grid
@@ -60,14 +78,17 @@ def cases_of(inputs: Inputs, classes: int) -> dict[str, Case]:
     mask, affinity = ops.box_mask(maps), ops.sinkhorn_affinity(attention)
     batch, patches = len(maps), maps[0, 0].numel()
     products = min(2 * classes * patches**2, patches**3 + classes * patches**2)
+    image = inputs.images[:1]
+    fine = F.interpolate(maps[:1, :PAMR_MAPS], image.shape[2:], mode="bilinear")
     operators = {
         "sinkhorn_affinity": (sinkhorn_affinity_composite, (attention,), 2 * attention.nbytes),
         "box_mask": (box_mask_composite, (maps,), 2 * maps.nbytes),
         "refine": (refine_composite, (affinity, maps, mask), affinity.nbytes + 3 * maps.nbytes),
         "soft_iou": (soft_iou_composite, (first,), first.nbytes + 4 * classes**2),
+        "pamr": (pamr_composite, (image, fine, *PAMR), image.nbytes + 2 * fine.nbytes),
     }
     flop = {"refine": 2 * batch * products}
-    return {
+    cases = {
         name: Case(
             partial(getattr(ops, name), *tensors),
             partial(plain, *tensors),
@@ -76,6 +97,30 @@ def cases_of(inputs: Inputs, classes: int) -> dict[str, Case]:
         )
         for name, (plain, tensors, size) in operators.items()
     }
+    if image.is_cuda or triton.knobs.runtime.interpret:
+        by_bmm = partial(refine_triton, affinity, maps, mask, product_by_bmm)
+        cases["refine, bmm"] = dataclasses.replace(cases["refine"], run=by_bmm)
+    return cases | {"mean_attention": _mean_attention(batch, 1 + patches, image.device)}
+
+
+def _mean_attention(batch: int, length: int, device: torch.device) -> Case:
+    """Queries and keys as they lie in a projection (B, T, 3, heads, d); a record a side."""
+    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    projected = torch.randn(batch, length, 3, HEADS, HEAD_DIM, device=device).to(dtype)
+    query, key, _ = projected.permute(2, 0, 3, 1, 4)
+    records = [torch.zeros(batch, length, length, device=device) for _ in range(2)]
+
+    def added(function: Callable[..., None], record: Tensor) -> Tensor:
+        function(query, key, record)
+        return record
+
+    return Case(
+        partial(added, ops.mean_attention, records[0]),
+        partial(added, mean_attention_composite, records[1]),
+        2 * query.numel() * query.element_size() + 2 * records[0].nbytes,
+        2 * batch * HEADS * length**2 * HEAD_DIM,
+        dtype,
+    )
 
 
 def times(
@@ -111,22 +156,24 @@ def measure_operators(
     device = inputs.images.device
     cases = cases_of(inputs, classes)
     block = torch.rand(2**20 if quick else 2**26, device=device)
-    matrix = torch.rand(2 * (256 if quick else 2048,), device=device)
+    side = 256 if quick else 4096 if device.type == "cuda" else 2048
+    matrices = {c.dtype: torch.rand(side, side, device=device).to(c.dtype) for c in cases.values()}
     calls: dict[str, Callable[[], object]] = {name: case.run for name, case in cases.items()}
     if plain:
         calls |= {f"{name}, plain": case.plain for name, case in cases.items()}
-    calls |= {"copy": block.clone, "product": partial(torch.matmul, matrix, matrix)}
+    calls |= {"copy": block.clone}
+    calls |= {f"product, {t}": partial(torch.matmul, m, m) for t, m in matrices.items()}
     spreads = times(calls, sizes.rounds, device)
     seconds = {name: spread["median"] / 1000 for name, spread in spreads.items()}
     bandwidth = 2 * block.nbytes / seconds["copy"]
-    rate = 2 * len(matrix) ** 3 / seconds["product"]
+    rates = {dtype: 2 * side**3 / seconds[f"product, {dtype}"] for dtype in matrices}
     measured = {}
     for name, case in cases.items():
         measured[name] = {
             "ms": 1000 * seconds[name],
             "quartiles_ms": [spreads[name]["q1"], spreads[name]["q3"]],
             "bandwidth_fraction": case.size / seconds[name] / bandwidth,
-            "matrix_fraction": case.flop / seconds[name] / rate,
+            "matrix_fraction": case.flop / seconds[name] / rates[case.dtype],
         }
         if plain:
             measured[name] |= {
@@ -140,7 +187,10 @@ def measure_operators(
         "grid": inputs.features.grid[0],
         "classes": classes,
         "copy_gb_per_s": bandwidth / 1e9,
-        "matrix_gflop_per_s": rate / 1e9,
+        "matrix_gflop_per_s": rates[torch.float32] / 1e9,
+        "matrix_gflop_per_s_by_dtype": {
+            str(dtype).removeprefix("torch."): rate / 1e9 for dtype, rate in rates.items()
+        },
         "operators": measured,
     }
 

@@ -19,6 +19,12 @@ def device(request) -> str:
     return request.param
 
 
+@pytest.fixture(scope="session")
+def device_of_triton() -> str:
+    """Where kernels can be launched: on the GPU, or in the interpreter where there is none."""
+    return "cuda" if GPU else "cpu"
+
+
 class Implementation:
     """Calls an operator with tensors on the CPU and gets its result there."""
 
@@ -39,7 +45,9 @@ class Implementation:
         if not isinstance(value, Tensor):
             return value
         base = value if value._base is None else value._base
-        return base.to(self.device).as_strided(value.shape, value.stride(), value.storage_offset())
+        moved = base.to(self.device)
+        offset = value.storage_offset() - base.storage_offset() + moved.storage_offset()
+        return moved.as_strided(value.shape, value.stride(), offset)
 
 
 @pytest.fixture(scope="session", params=["cpu", "composite", "triton", *(["cuda"] if GPU else [])])

@@ -206,14 +206,14 @@ def test_programs_do_not_meet(run, random_maps):
         assert torch.equal(run(ops.box_mask, maps), expected)
 
 
-def test_a_block_is_a_launch_and_more_a_loop(device, monkeypatch):
+def test_a_block_is_a_launch_and_more_a_loop(device_of_triton, monkeypatch):
     module, loops = import_module("freecp_d2.ops.box_mask"), []
     monkeypatch.setattr(module, "box_mask_composite", lambda maps, *_: loops.append(maps) or maps)
     for shape in ((128, 128), (65, 127), (1, 2**10)):
-        module.box_mask_triton(torch.ones(1, 1, *shape, device=device))
+        module.box_mask_triton(torch.ones(1, 1, *shape, device=device_of_triton))
         assert not loops
     for shape in ((128, 129), (129, 65), (1, 2**10 + 1)):
-        module.box_mask_triton(torch.ones(1, 1, *shape, device=device))
+        module.box_mask_triton(torch.ones(1, 1, *shape, device=device_of_triton))
         assert loops.pop().shape[2:] == shape
 
 

@@ -66,3 +66,16 @@ def test_cuda_takes_triton_and_is_not_waited_for(name):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.equal(result, expected)
+
+
+@GPU
+def test_mean_attention_is_not_waited_for():
+    query, record = torch.rand(2, 3, 40, 16, device="cuda"), torch.zeros(2, 40, 40, device="cuda")
+    ops.mean_attention(query, query, record)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        ops.mean_attention(query, query, record)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(record.sum(2).cpu(), torch.full((2, 40), 2.0))

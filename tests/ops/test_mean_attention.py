@@ -15,6 +15,8 @@ GPU = torch.cuda.is_available()
 SHAPES = [(2, 3, 70, 16), (1, 2, 64, 64), (2, 1, 5, 8), (3, 2, 33, 80), (1, 2, 65, 96)]
 SHAPES += [(1, 12, 66, 64), (2, 2, 130, 128), (1, 1, 40, 200), (1, 1, 1, 1)]
 HALVES = [torch.float16, torch.bfloat16]
+# A GPU makes a float32 product of three of TF32, which leaves 2^-21 of each: of logits of about 10.
+ATOL = 1e-5 if GPU else 1e-6
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +76,7 @@ def test_definition(add, shape):
     record = record_for(query)
     expected = record.numpy() + reference(query, key)
     add(query, key, record)
-    np.testing.assert_allclose(record, expected, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(record, expected, rtol=0, atol=ATOL)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, *HALVES])
@@ -85,7 +87,7 @@ def test_it_is_exact_in_what_it_is_given(add, shape, dtype):
     record = record_for(query)
     expected = record.numpy() + reference(query, key)
     add(query, key, record)
-    np.testing.assert_allclose(record, expected, rtol=0, atol=2e-6)
+    np.testing.assert_allclose(record, expected, rtol=0, atol=2 * ATOL)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
@@ -96,7 +98,7 @@ def test_it_adds_what_recorded_attention_adds(add, shape, dtype):
     blocks.recorded_attention(qkv, expected)
     add(*qkv[:2], record)
     # Half: a logit of up to 16 and a weight of up to 1 are rounded.
-    atol = 1e-6 if dtype == torch.float32 else 8 * torch.finfo(dtype).eps
+    atol = ATOL if dtype == torch.float32 else 8 * torch.finfo(dtype).eps
     torch.testing.assert_close(record, expected, rtol=0, atol=atol)
 
 
@@ -104,7 +106,9 @@ def test_rows_sum_to_one_and_large_logits_do_not_overflow(add):
     query, key, _ = projected(2, 3, 70, 16, scale=20)
     record = torch.zeros(2, 70, 70)
     add(query, key, record)
-    torch.testing.assert_close(record.sum(dim=2), torch.ones(2, 70), rtol=0, atol=1e-6)
+    # Of logits of about 1000 a GPU may keep one more bit before it takes their power.
+    atol = 1e-4 if GPU else 1e-6
+    torch.testing.assert_close(record.sum(dim=2), torch.ones(2, 70), rtol=0, atol=atol)
     assert record.min() >= 0
 
 

@@ -58,14 +58,13 @@ def test_definition(run, shape):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_either_product_will_do(monkeypatch, device, shape, dtype):
+def test_either_product_will_do(device_of_triton, shape, dtype):
     module = import_module("freecp_d2.ops.refine")
-    args = tuple(x.to(device, dtype) for x in arguments(*shape))
+    args = tuple(x.to(device_of_triton, dtype) for x in arguments(*shape))
     results = []
     for product in (module.product_by_kernel, module.product_by_bmm):
-        monkeypatch.setattr(module, "product", product)
         with torch.autocast("cpu", torch.bfloat16), torch.autocast("cuda", torch.bfloat16):
-            results.append(module.refine_triton(*args).float())
+            results.append(module.refine_triton(*args, product=product).float())
     atol = 1e-4 + torch.finfo(dtype).eps
     torch.testing.assert_close(*results, rtol=0, atol=atol)
 
