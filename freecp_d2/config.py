@@ -60,8 +60,8 @@ def add_freecp_config(cfg: CfgNode) -> None:
     # sclip and vanilla. GEM has no such choice.
     clip.LAST_BLOCK = ""
     # fp32; fp16, bf16: of the weights; bf16_matmul: float32 weights whose matrix products are in
-    # bfloat16 with float32 sums, on CPUs with units for it (a switch of the whole process while the
-    # encoder runs); or auto: fp16 on CUDA, bf16_matmul on such CPUs, fp32 elsewhere.
+    # bfloat16 with float32 sums, on CPUs with AMX (a switch of the whole process while the encoder
+    # runs); or auto: fp16 on CUDA, bf16_matmul on such CPUs, fp32 elsewhere.
     clip.PRECISION = "auto"
     # Text features are kept here, by default in the user's cache folder. "": they are encoded anew
     # at every start.

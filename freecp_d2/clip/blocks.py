@@ -11,14 +11,12 @@ from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor
 
 from .. import ops
+from .matmul import linear
 
 QKV: TypeAlias = tuple[Tensor, Tensor, Tensor]
 
 ENDINGS: tuple[str, ...] = ("projection", "mlp", "residual")
 """How :func:`end_block` may end the last block."""
-
-WEIGHTS_AT_ONCE = (2**21, 2**26)
-"""How many attention weights exist at once, on a CPU (about its cache) and on other devices."""
 
 
 def grid_of(visual: VisionTransformer, images: Tensor) -> tuple[int, int]:
@@ -66,7 +64,7 @@ def positional_embedding(
 def project_qkv(block: ResidualAttentionBlock, normed: Tensor) -> QKV:
     """Queries, keys and values of ``ln_1``'s output (B, T, W), each (B, heads, T, W/heads)."""
     attention = block.attn
-    qkv = F.linear(normed, attention.in_proj_weight, attention.in_proj_bias)
+    qkv = linear(normed, attention.in_proj_weight, attention.in_proj_bias)
     batch, tokens, _ = normed.shape
     qkv = qkv.view(batch, tokens, 3, attention.num_heads, attention.head_dim)
     query, key, value = qkv.permute(2, 0, 3, 1, 4)
@@ -75,12 +73,15 @@ def project_qkv(block: ResidualAttentionBlock, normed: Tensor) -> QKV:
 
 def project_out(block: ResidualAttentionBlock, heads: Tensor) -> Tensor:
     """The output projection of per-head values (B, heads, T, W/heads), as (B, T, W)."""
-    return block.ls_1(block.attn.out_proj(heads.transpose(1, 2).flatten(2)))
+    out = block.attn.out_proj
+    return block.ls_1(linear(heads.transpose(1, 2).flatten(2), out.weight, out.bias))
 
 
 def add_mlp(block: ResidualAttentionBlock, tokens: Tensor) -> Tensor:
     """``tokens + mlp(ln_2(tokens))``, for tokens of any leading shape."""
-    return tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
+    widen, activation, narrow = block.mlp
+    hidden = activation(linear(block.ln_2(tokens), widen.weight, widen.bias))
+    return tokens + block.ls_2(linear(hidden, narrow.weight, narrow.bias))
 
 
 def finish_block(block: ResidualAttentionBlock, tokens: Tensor, attended: Tensor) -> Tensor:
@@ -103,8 +104,8 @@ def recorded_attention(
 ) -> Tensor:
     """Attention as trained, which adds the mean of its heads' weights to each of `records`.
 
-    The weights of a few heads exist at a time, never all of them. On CUDA none do, unless there is
-    a `head_record`: see :func:`freecp_d2.ops.mean_attention`.
+    On a CPU the weights of one head exist at a time. On CUDA none do, unless there is a
+    `head_record`: see :func:`freecp_d2.ops.mean_attention`.
 
     Args:
         qkv: (B, heads, T, d) each.
@@ -119,21 +120,26 @@ def recorded_attention(
         for record in records:
             ops.mean_attention(query, key, record)
         return F.scaled_dot_product_attention(query, key, value)
-    batch, heads, length, _ = query.shape
-    at_once = max(1, WEIGHTS_AT_ONCE[query.device.type != "cpu"] // length**2)
-    attended = torch.empty_like(value)
-    for image in range(0, batch, max(1, at_once // heads)):
-        images = slice(image, image + max(1, at_once // heads))
-        for head in range(0, heads, at_once):
-            chunk = images, slice(head, head + at_once)
-            weights = attention_weights(query[chunk], key[chunk])
-            if records:
-                mean = weights.sum(dim=1, dtype=torch.float32) / heads
-                for record in records:
-                    record[images] += mean
+    if query.device.type != "cpu" or torch.compiler.is_exporting():
+        weights = attention_weights(query, key)
+        for record in records:
+            record += weights.mean(dim=1, dtype=torch.float32)
+        if head_record is not None:
+            head_record += share * weights
+        return weights @ value
+    batch, heads, length, width = query.shape
+    attended = query.new_empty(batch, length, heads, width).transpose(1, 2)
+    query = (query * width**-0.5).contiguous()
+    key, value_t = key.contiguous(), value.transpose(2, 3).contiguous()
+    for image in range(batch):
+        for head in range(heads):
+            at = image, head
+            weights = linear(query[at], key[at]).softmax(dim=-1)
+            for record in records:
+                record[image].add_(weights, alpha=1 / heads)
             if head_record is not None:
-                head_record[chunk] += share * weights
-            attended[chunk] = weights @ value[chunk]
+                head_record[at].add_(weights, alpha=share)
+            attended[at] = linear(weights, value_t[at])
     return attended
 
 

@@ -16,8 +16,8 @@ log = logging.getLogger(__name__)
 @cache
 def _say_that_products_are_rounded() -> None:
     log.info(
-        "MODEL.CLIP.PRECISION auto is %s: this CPU multiplies in bfloat16; fp32 is exact and takes "
-        "about twice as long",
+        "MODEL.CLIP.PRECISION auto is %s: this CPU multiplies in bfloat16; fp32 is "
+        "exact and slower",
         BF16_MATMUL,
     )
 

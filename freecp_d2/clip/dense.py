@@ -182,7 +182,9 @@ class DenseCLIP(nn.Module):
         tokens, _ = self._embed(images)
         *trunk, last = self._blocks
         for block in trunk:
-            tokens = block(tokens)
+            qkv = blocks.project_qkv(block, block.ln_1(tokens))
+            attended = F.scaled_dot_product_attention(*qkv)
+            tokens = blocks.finish_block(block, tokens, attended)
         qkv = blocks.project_qkv(last, last.ln_1(tokens))
         return self._project(blocks.cls_block(last, tokens, qkv))
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..files import local_path
 from .hub import cached_file, why_unreachable
-from .matmul import has_bf16_units
+from .matmul import multiplies_in_bf16
 from .torchscript import is_torchscript, read_state_dict
 
 PRECISIONS: dict[str, torch.dtype] = {
@@ -111,8 +111,8 @@ def precision_on(precision: str, device: str | torch.device) -> str:
 
     Args:
         precision: fp32, fp16, bf16; bf16_matmul, float32 weights whose products are in bfloat16
-            with float32 sums, on CPUs that have units for it; or auto, which is fp16 on CUDA,
-            bf16_matmul on such CPUs, and fp32 elsewhere.
+            with float32 sums, on CPUs where oneDNN does that (those with AMX); or auto, which is
+            fp16 on CUDA, bf16_matmul on such CPUs, and fp32 elsewhere.
 
     Returns:
         One of these but auto.
@@ -121,14 +121,15 @@ def precision_on(precision: str, device: str | torch.device) -> str:
         ValueError: none of these, or bf16_matmul elsewhere.
     """
     device_type = torch.device(device).type
-    units = device_type == "cpu" and has_bf16_units()
+    rounds = device_type == "cpu" and multiplies_in_bf16()
     if precision == "auto":
-        return "fp16" if device_type == "cuda" else BF16_MATMUL if units else "fp32"
+        return "fp16" if device_type == "cuda" else BF16_MATMUL if rounds else "fp32"
     if precision not in (*PRECISIONS, BF16_MATMUL):
         known = ", ".join(("auto", *PRECISIONS, BF16_MATMUL))
         raise ValueError(f"MODEL.CLIP.PRECISION is {precision!r}; choose one of {known}")
-    if precision == BF16_MATMUL and not units:
-        where = "has no units for bfloat16" if device_type == "cpu" else f"is {device_type}"
+    if precision == BF16_MATMUL and not rounds:
+        lacks = "multiplies float32 as it is (that takes AMX)"
+        where = lacks if device_type == "cpu" else f"is {device_type}"
         raise ValueError(
             f"MODEL.CLIP.PRECISION is {BF16_MATMUL}, and the device {where}; choose fp32 or auto"
         )

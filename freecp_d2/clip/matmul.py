@@ -1,4 +1,4 @@
-"""Products of float32 matrices in bfloat16, with float32 sums, on CPUs that have units for it.
+"""Products of float32 matrices on CPUs: by oneDNN, and in bfloat16 where it is wanted.
 
 Which precision such products have is one switch of the process, oneDNN's. Here it is set around a
 block of code, and blocks of threads that want it otherwise take turns.
@@ -6,12 +6,14 @@ block of code, and blocks of threads that want it otherwise take turns.
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import wraps
+from functools import cache, wraps
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 _changed = threading.Condition()
 _queue: deque[object] = deque()
@@ -20,10 +22,37 @@ _of_thread = threading.local()
 _before = ""
 
 
-def has_bf16_units() -> bool:
-    """Whether this CPU multiplies bfloat16 by itself, and torch can tell."""
-    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return any(capabilities.get(unit, False) for unit in ("avx512_bf16", "amx_bf16", "bf16"))
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``x @ weight.T + bias``, of float32 on a CPU by oneDNN.
+
+    PyTorch leaves such products to MKL, which takes more than twice as long on AMD's CPUs
+    (docs/performance.md), unless their precision may be less. Where gradients are recorded it is
+    PyTorch's own product, and in a program that is exported.
+
+    Args:
+        x: (..., K).
+        weight: (M, K).
+        bias: (M,), or None.
+
+    Returns:
+        (..., M).
+    """
+    if x.device.type != "cpu" or x.dtype != torch.float32 or not torch.backends.mkldnn.enabled:
+        return F.linear(x, weight, bias)
+    if torch.is_grad_enabled() or torch.compiler.is_exporting():
+        return F.linear(x, weight, bias)
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+@cache
+def multiplies_in_bf16() -> bool:
+    """Whether oneDNN multiplies float32 in bfloat16 on this CPU where it may.
+
+    It does by AMX. Units for bfloat16 alone (avx512_bf16) are no reason for it, so it is tried.
+    """
+    x = torch.full((256, 256), 1 + 2**-12)  # in bfloat16: 1
+    with bf16_matmul(True, x.device):
+        return linear(x, x)[0, 0].item() == len(x)
 
 
 @contextmanager
