@@ -1,6 +1,7 @@
 # make install set up .venv             make pictures  draw docs/pictures anew
 # make demo    evaluate base methods and FreeCP on the embedded benchmark; table on screen, pictures in output/demo
 # make test    run the tests            make test-gpu  run those of the operators, the encoder, the head and FreeCP on a GPU
+# make gpu-report  tests, vectors, operators, images/s and memory on a GPU, in 9 minutes; docs/performance/gpu-<device>.json
 # make crash   kill labelling, evaluation and prepare at KILLS random moments, and compare with undisturbed runs
 # make racecheck  the operators' kernels under NVIDIA's compute-sanitizer, on a GPU
 # make mutants    change the code in one place at a time, and count what the tests do not notice
@@ -12,7 +13,7 @@
 # Each sets up .venv first, once. BASE_PYTHON=/path/to/python chooses the interpreter (3.11 or later) it is made of.
 
 .POSIX:
-.PHONY: install demo pictures test crash test-gpu racecheck mutants bench compare configs lint lock
+.PHONY: install demo pictures test crash test-gpu gpu-report racecheck mutants bench compare configs lint lock
 
 VENV = .venv
 PYTHON = $(VENV)/bin/python
@@ -42,6 +43,10 @@ crash: $(INSTALLED)
 test-gpu: $(INSTALLED)
 	@$(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available() and "make test-gpu: torch finds no CUDA GPU")'
 	$(PYTHON) -m pytest tests/ops tests/purification tests/clip tests/test_meta_arch.py tests/test_devices.py
+
+# What it runs of the tests is test-gpu's selection.
+gpu-report: $(INSTALLED)
+	$(PYTHON) tests/benchmarks/gpu_report.py
 
 # racecheck sees shared memory, which the compiler uses for sums and products; what box_mask's threads hand each other
 # goes through global memory, where it is blind: tests/ops/test_compilation.py holds the barriers there, and

@@ -145,7 +145,13 @@ def pace_model(
     else:
         config = json.loads(SCENE_CLIP.with_suffix(".json").read_text())
         config["vision_cfg"]["image_size"] = side
-        model = open_clip.CLIP(**config).to(device)
+        dtype = PRECISIONS[precision]
+        model = open_clip.CLIP(**config, cast_dtype=dtype).to(device)
         if precision != "fp32":
-            open_clip.convert_weights_to_lp(model, PRECISIONS[precision])
+            open_clip.convert_weights_to_lp(model, dtype)
     return model.eval().requires_grad_(False)
+
+
+def bare_forward(model: open_clip.CLIP, images: Tensor) -> Tensor:
+    """CLIP's own embeddings (B, D) of float32 images, which it wants in its weights' precision."""
+    return model.encode_image(images.to(model.visual.conv1.weight.dtype))

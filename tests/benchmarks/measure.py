@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from encoders import METHOD, ROOT, SceneEncoder, class_names, pace_model, scene
+from encoders import METHOD, ROOT, SceneEncoder, bare_forward, class_names, pace_model, scene
 from inputs import (
     AMBIGUITY_THRESHOLD,
     DIMENSION,
@@ -70,7 +70,7 @@ def measure_head(sizes: Sizes, quick: bool, device: torch.device) -> tuple[list,
         first = inputs is every[0]
         count, side = len(inputs.images), inputs.features.grid[0]
         bare = pace_model(quick, side * PATCH, device)
-        runs = {"bare": Timed(partial(bare.encode_image, inputs.images))}
+        runs = {"bare": Timed(partial(bare_forward, bare, inputs.images))}
         for classes in sizes.classes:
             arguments = inputs.arguments(classes)
             runs[f"steps 2-5, {classes}"] = Timed(partial(without, *arguments))
@@ -230,7 +230,7 @@ def measure_image(sizes: Sizes, quick: bool, device: torch.device) -> dict:
     agreement = (freecp() == transcribed(plain)).float().mean().item()
     samples = interleaved(
         {
-            "bare": Timed(partial(bare.encode_image, windows)),
+            "bare": Timed(partial(bare_forward, bare, windows)),
             "cls": Timed(partial(pace.encode_cls, windows)),
             "dense": Timed(partial(pace, windows)),
             "freecp": Timed(freecp, ours),
