@@ -36,7 +36,7 @@ def embed(visual: VisionTransformer, images: Tensor, position: Tensor) -> Tensor
         Tokens (B, 1+N, W), the CLS token first.
     """
     patches = visual.conv1(images.to(visual.conv1.weight.dtype))
-    cls = visual.class_embedding.to(patches.dtype).expand(len(images), 1, -1)
+    cls = visual.class_embedding.to(patches.dtype).expand(images.shape[0], 1, -1)
     tokens = torch.cat((cls, patches.flatten(2).transpose(1, 2)), dim=1)
     return visual.ln_pre(tokens + position.to(tokens.dtype))
 

@@ -274,6 +274,8 @@ class DenseCLIP(nn.Module):
         """The positional embedding of a grid, resampled once while the weights stay."""
         visual = self.model.visual
         weight = visual.positional_embedding
+        if grid == visual.grid_size:
+            return weight
         key = (grid, weight.device, weight.dtype, *state_of(weight))
         position = self._positions.get(key)
         if position is None:

@@ -66,7 +66,7 @@ def outlier_factors(tokens: Tensor) -> Tensor:
     centred = centred - centred.mean(dim=1, keepdim=True)  # distances stay, and lose fewer digits
     square = centred.square().sum(dim=-1)
     distance = square[:, :, None] + square[:, None] - 2 * centred @ centred.transpose(1, 2)
-    distance.clamp_(min=0).diagonal(dim1=1, dim2=2).fill_(torch.inf)
+    distance.clamp_(min=0).masked_fill_(_itself(distance), torch.inf)
     nearest, neighbours = distance.topk(NEIGHBOURS, largest=False)
     radius = nearest.amax(dim=-1)
     inverse = radius.reciprocal()[:, None].expand_as(distance)
@@ -120,7 +120,7 @@ def repair(tokens: Tensor, outliers: Tensor, grid: tuple[int, int], lonely: str)
     maps = tokens.transpose(1, 2).unflatten(2, grid).float()
     # An outlier's own place adds nothing to the sum over 3 x 3 places around it.
     total, count = (
-        F.avg_pool2d(values, 3, stride=1, padding=1, divisor_override=1).flatten(2).transpose(1, 2)
+        9 * F.avg_pool2d(values, 3, stride=1, padding=1).flatten(2).transpose(1, 2)
         for values in (maps * sound, sound)
     )
     repaired = outliers[..., None]
@@ -136,8 +136,7 @@ def cosine_similarity(tokens: Tensor) -> Tensor:
     """
     tokens = F.normalize(tokens.float(), dim=-1)
     similarity = tokens @ tokens.transpose(1, 2)
-    similarity.diagonal(dim1=1, dim2=2).fill_(1)
-    return similarity
+    return similarity.masked_fill_(_itself(similarity), 1)
 
 
 def thresholded(similarity: Tensor) -> Tensor:
@@ -170,8 +169,12 @@ def calibrated_attention(similarity: Tensor) -> Tensor:
         mean. Each patch attends to itself at least.
     """
     logits = CONTRAST * (similarity - similarity.mean(dim=(1, 2), keepdim=True))
-    itself = torch.eye(logits.shape[-1], dtype=torch.bool, device=logits.device)
-    return logits.masked_fill((logits < 0) & ~itself, -torch.inf).softmax(dim=-1)
+    return logits.masked_fill((logits < 0) & ~_itself(logits), -torch.inf).softmax(dim=-1)
+
+
+def _itself(pairs: Tensor) -> Tensor:
+    """(N, N) bool, where pairs (B, N, N) are of a patch and itself."""
+    return torch.eye(pairs.shape[-1], dtype=torch.bool, device=pairs.device)
 
 
 def calibrated_block(

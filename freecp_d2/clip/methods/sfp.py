@@ -127,5 +127,5 @@ class SFP(BaseMethod):
             return strongest(patches.float().norm(dim=-1), MAX_OUTLIERS)
         (attention,) = trunk.attention.values()
         by_cls = CLS_SCALE * self.res_cls * attention[:, 0, 1:]
-        by_itself = attention.diagonal(dim1=1, dim2=2)[:, 1:]
+        by_itself = attention.flatten(1)[:, :: attention.shape[2] + 1][:, 1:]
         return strongest(by_cls.where(by_cls > by_itself, -torch.inf), MAX_OUTLIERS)

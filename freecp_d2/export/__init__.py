@@ -1,0 +1,1 @@
+"""FreeCP for other runtimes: PyTorch's own programs, ONNX, OpenVINO."""
