@@ -25,9 +25,10 @@ from .data.benchmarks.protocols import (
     with_protocol,
 )
 from .encoding import EncodedImages, Normalize, WindowsDone, at_least_a_patch, encode_images
+from .merging import base_similarities
 from .purification import PurificationHead
 from .purify import purify_windows
-from .scores import base_results, base_similarities, check_output, purified_results
+from .scores import base_results, check_output, purified_results
 from .sliding_window import check_windows, window_batches
 from .timing import StageTimer
 from .words import Words, encode_words

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from .clip import DenseCLIP
 from .encoding import EncodedImages
-from .purification import Candidates, NonFiniteInput, PurificationHead, kept_classes
+from .merging import WindowMean, upsampled, window_means
+from .purification import Candidates, NonFiniteInput, PurificationHead
 from .purification.stages import to_host
-from .sliding_window import Window, WindowMean, upsample
+from .sliding_window import Window
 from .timing import StageTimer
 from .words import Words
 
@@ -22,7 +23,7 @@ class PurifiedWindows:
 
     Attributes:
         windows: which they are.
-        maps: (C, h, w) in [0, 1] of each, refined.
+        maps: (B, C, h, w) in [0, 1], refined, of B windows after the other.
         kept: (W, C) bool, which of the maps stay.
         kept_redundancy: (W, C) bool, which stayed after redundancy purification.
         consistency: (W, C) float32.
@@ -37,15 +38,21 @@ class PurifiedWindows:
     beaten_by: np.ndarray
 
     def of_image(self, index: int) -> "PurifiedWindows":
-        """Those of one image of the batch."""
+        """Those of one image of the batch, whose windows follow each other."""
         rows = [i for i, window in enumerate(self.windows) if window.image == index]
+        mine = slice(rows[0], rows[-1] + 1)
+        starts = np.cumsum([0] + [len(maps) for maps in self.maps]).tolist()
+        maps = [
+            batch[max(mine.start - start, 0) : max(mine.stop - start, 0)]
+            for start, batch in zip(starts, self.maps, strict=False)
+        ]
         return PurifiedWindows(
-            [self.windows[i] for i in rows],
-            [self.maps[i] for i in rows],
-            self.kept[rows],
-            self.kept_redundancy[rows],
-            self.consistency[rows],
-            self.beaten_by[rows],
+            self.windows[mine],
+            [batch for batch in maps if len(batch)],
+            self.kept[mine],
+            self.kept_redundancy[mine],
+            self.consistency[mine],
+            self.beaten_by[mine],
         )
 
 
@@ -60,7 +67,7 @@ def purify_windows(
 ) -> PurifiedWindows:
     """Purify the classes of all windows of a batch of images.
 
-    Which classes stay comes to the host twice: after step 5, and after step 6.
+    The host waits twice: for what it must know after step 5, and for the result.
 
     Args:
         redundancy_threshold, ambiguity_threshold: None: the head's.
@@ -90,7 +97,7 @@ def purify_windows(
         candidates.append(selected)
     with timer.stage("purify", device):
         try:
-            kept_on_host = kept_classes(candidates)
+            fetched = head.fetch(candidates)
         except NonFiniteInput as error:
             if error.window is None:
                 raise
@@ -100,28 +107,22 @@ def purify_windows(
         outcomes = [
             head.compete(
                 views,
-                batch.refined,
-                stays,
+                selected,
                 words.descriptions,
                 encoder,
                 words.num_background,
                 ambiguity_threshold,
             )
-            for views, batch, stays in zip(pixels, candidates, kept_on_host, strict=True)
+            for views, selected in zip(pixels, fetched, strict=True)
         ]
-        kept, beaten_by, consistency = to_host(
-            [
-                torch.cat([kept for kept, _ in outcomes]),
-                torch.cat([beaten_by for _, beaten_by in outcomes]),
-                torch.cat([batch.consistency for batch in candidates]),
-            ]
-        )
+        on_host = to_host([tensor for outcome in outcomes for tensor in outcome])
+        kept, beaten_by = np.concatenate(on_host[::2]), np.concatenate(on_host[1::2])
     return PurifiedWindows(
         windows=windows,
-        maps=[maps for batch in candidates for maps in batch.refined],
+        maps=[batch.refined for batch in candidates],
         kept=kept > 0,
-        kept_redundancy=np.concatenate(kept_on_host),
-        consistency=consistency,
+        kept_redundancy=np.concatenate([selected.kept for selected in fetched]),
+        consistency=np.concatenate([selected.consistency for selected in fetched]),
         beaten_by=beaten_by.astype(np.int64),
     )
 
@@ -153,7 +154,6 @@ def class_maps(
     query_names = [names[index] for index in words.vocabulary.query_class]
     queries = [[i for i, other in enumerate(query_names) if other == name] for name in classes]
     (image,) = encoded.images
-    channels = torch.arange(len(classes), device=image.device)
     means = [WindowMean(len(classes), image.shape[1:], image) for _ in range(2)]
     for batch in encoded.batches:
         assert batch.features is not None
@@ -164,11 +164,11 @@ def class_maps(
             encoder.logit_scale,
             words.num_background,
         )
-        kept_classes([candidates])  # sees NaN
+        head.fetch([candidates])  # sees NaN
         activation = probabilities[:, words.num_background :]
         for mean, maps in zip(means, (activation, candidates.refined), strict=True):
             of_classes = torch.stack([maps[:, rows].amax(dim=1) for rows in queries], dim=1)
-            for window, window_maps in zip(batch.windows, of_classes, strict=True):
-                mean.add(window, upsample(window_maps, window.size), channels)
-    before, after = (mean.mean() for mean in means)
+            for window, window_maps in upsampled(batch.windows, of_classes, batch.windows[0].size):
+                mean.add(window, window_maps)
+    before, after = window_means(means)
     return before, after

@@ -13,11 +13,10 @@ from torch import Tensor
 
 from .data.benchmarks.protocols import BaseProtocol, Refinement
 from .encoding import EncodedImages
-from .purification.stages import to_device
+from .merging import merge_windows
 from .purify import PurifiedWindows
 from .refinement import refined_strips
-from .sliding_window import Window, WindowMean, upsample
-from .timing import StageTimer
+from .sliding_window import upsample
 from .words import Words
 
 OUTPUTS = ("sem_seg", "label_map")
@@ -54,38 +53,10 @@ def class_scores(values: Tensor, channels: Tensor, num_channels: int) -> Tensor:
     )
 
 
-def merge_windows(
-    windows: Sequence[Window], maps: Sequence[Tensor], kept: np.ndarray, size: tuple[int, int]
-) -> tuple[Tensor, np.ndarray]:
-    """The mean over an image's windows of the queries that stay in any of them.
-
-    Args:
-        maps: (C, h, w) of every window.
-        kept: (windows, C) bool.
-        size: height H and width W of the image.
-
-    Returns:
-        (S, H, W) and the positions (S,) of these queries among the C.
-    """
-    (queries,) = np.nonzero(kept.any(axis=0))
-    position = np.zeros(kept.shape[1], dtype=np.int64)
-    position[queries] = np.arange(len(queries))
-    device = maps[0].device
-    merged = WindowMean(len(queries), size, maps[0])
-    for window, stays, query_maps in zip(windows, kept, maps, strict=True):
-        (survivors,) = np.nonzero(stays)
-        survivor_maps = query_maps[to_device(survivors, device)]
-        channels = to_device(position[survivors], device)
-        merged.add(window, upsample(survivor_maps, window.size), channels)
-    return merged.mean(), queries
-
-
-def purified_scores(
-    maps: Tensor, queries: np.ndarray, words: Words, size: tuple[int, int]
-) -> Tensor:
+def purified_scores(maps: Tensor, queries: Tensor, words: Words, size: tuple[int, int]) -> Tensor:
     """Scores (K, *size) from the maps (S, H, W) of the queries (S,) that stay."""
     maps = upsample(maps, size)
-    channels = words.first_class + words.query_class[to_device(queries, maps.device)]
+    channels = words.first_class + words.query_class[queries]
     scores = class_scores(maps, channels, words.num_channels)
     if words.num_background:
         scores[0] = 1 - maps.amax(dim=0) if len(maps) else 1.0
@@ -93,7 +64,7 @@ def purified_scores(
 
 
 def purified_labels(
-    maps: Tensor, queries: np.ndarray, words: Words, size: tuple[int, int]
+    maps: Tensor, queries: Tensor, words: Words, size: tuple[int, int]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The argmax of :func:`purified_scores`, and its maxima of each channel and at each pixel.
 
@@ -102,7 +73,7 @@ def purified_labels(
     Returns:
         (*size) int64, (K,) float32 and (*size) float32.
     """
-    score, position = maps.new_zeros(size), torch.zeros(size, dtype=torch.int64).to(maps.device)
+    score, position = maps.new_zeros(size), maps.new_zeros(size, dtype=torch.int64)
     best = maps.new_zeros(len(maps))
     at_once = max(1, MAP_VALUES // score.numel())
     for start in range(0, len(maps), at_once):
@@ -112,7 +83,7 @@ def purified_labels(
         better = chunk_score > score
         score = score.where(~better, chunk_score)
         position = position.where(~better, chunk_position + start)
-    classes = words.query_class[to_device(queries, maps.device)]
+    classes = words.query_class[queries]
     scores = class_scores(best, words.first_class + classes, words.num_channels)
     labels = classes[position] if len(maps) else position
     if words.num_background:
@@ -193,7 +164,7 @@ def _purified_result(
 
 def _refined_maps(
     maps: Tensor,
-    queries: np.ndarray,
+    queries: Tensor,
     words: Words,
     image: Tensor,
     size: tuple[int, int],
@@ -206,63 +177,13 @@ def _refined_maps(
     if not refinement.enabled or not len(queries):
         yield maps, size
         return
-    text = words.text[to_device(queries + words.num_background, maps.device)]
+    text = words.text[queries + words.num_background]
     for _, strip in refined_strips(maps, image, text, size, refinement):
         yield strip.clamp_(0, 1), (strip.shape[1], strip.shape[2])
 
 
 def _joined(parts: Sequence[Tensor], dim: int) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=dim)
-
-
-def base_similarities(
-    encoded: EncodedImages, words: Words, resampled_once: bool, timer: StageTimer
-) -> list[Tensor]:
-    """Cosine similarities of all queries, merged over the windows of each image.
-
-    Args:
-        encoded: for a base method.
-        resampled_once: an image is one window, whose similarities keep the grid of its patches.
-            Otherwise they are upsampled to the image.
-        timer: of the stage "merge".
-
-    Returns:
-        (Q, h, w) float32 of each image.
-
-    Raises:
-        ValueError: NaN in the features of an image; it names the file.
-    """
-    device = words.text.device
-    queries = torch.arange(len(words.text), device=device)
-    merged: list[WindowMean | Tensor] = [
-        image if resampled_once else WindowMean(len(queries), image.shape[1:], image)
-        for image in encoded.images
-    ]
-    for batch in encoded.batches:
-        with timer.stage("encode", device):
-            patches = batch.patches_for(words.text)
-        finite = patches.isfinite().flatten(1).all(dim=1).tolist()
-        if not all(finite):
-            name = encoded.names[batch.windows[finite.index(False)].image]
-            raise ValueError(
-                f"{name}: NaN or infinity in its CLIP features; check the image, the weights "
-                "(MODEL.CLIP.PRETRAINED), or use MODEL.CLIP.PRECISION fp32"
-            )
-        with timer.stage("merge", device):
-            with torch.autocast(device.type, enabled=False):
-                similarity = patches @ words.text.T
-            similarity = similarity.transpose(1, 2).unflatten(2, batch.grid)
-            left, _, top, _ = batch.padding
-            for window, maps in zip(batch.windows, similarity, strict=True):
-                mean = merged[window.image]
-                if isinstance(mean, WindowMean):
-                    height, width = window.size
-                    maps = upsample(maps, batch.pixels.shape[2:])
-                    maps = maps[:, top : top + height, left : left + width]
-                    mean.add(window, maps, queries)
-                else:
-                    merged[window.image] = maps
-    return [mean.mean() if isinstance(mean, WindowMean) else mean for mean in merged]
 
 
 def base_results(

@@ -1,4 +1,4 @@
-"""Sliding windows over images, and the mean of what is found in them (METHOD.md steps 7 and 8)."""
+"""Sliding windows over images, and maps at another size (METHOD.md steps 7 and 8)."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -21,29 +21,6 @@ class Window:
     def size(self) -> tuple[int, int]:
         """Height and width in pixels."""
         return self.rows.stop - self.rows.start, self.columns.stop - self.columns.start
-
-
-class WindowMean:
-    """The mean over windows of maps that cover parts of an image.
-
-    Args:
-        channels: how many maps.
-        size: height and width of the image.
-        like: its dtype and device are those of the maps.
-    """
-
-    def __init__(self, channels: int, size: Sequence[int], like: Tensor):
-        self.total = like.new_zeros(channels, *size)
-        self.count = like.new_zeros(*size)
-
-    def add(self, window: Window, maps: Tensor, channels: Tensor) -> None:
-        """Add a window's maps (S, *window.size), which belong to `channels` (S,)."""
-        self.total[:, window.rows, window.columns].index_add_(0, channels, maps)
-        self.count[window.rows, window.columns] += 1
-
-    def mean(self) -> Tensor:
-        """(channels, H, W)."""
-        return self.total / self.count
 
 
 def check_windows(window: int, stride: int, batch_size: int) -> None:

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from triton.runtime.interpreter import InterpretedFunction
 
-from freecp_d2 import FreeCP, load_config, ops, purify, scores
+import freecp_d2.encoding
+from freecp_d2 import FreeCP, load_config, merging, ops, purify
 from freecp_d2.clip import blocks
 from freecp_d2.data import Vocabulary
 from freecp_d2.data.scenes import CLASSES, draw_scene
@@ -104,18 +105,19 @@ def as_on_cuda(monkeypatch):
 
     def download(original, tensors):
         launches.waits.append("to_host")
-        launches.add("to_host", 2)  # one that puts the tensors together, and the copy
-        with _disable_current_modes():
-            return original(tensors)
+        launches.add("download")
+        return original(tensors)
 
     def on_the_host(original, maps, **options):
         with _disable_current_modes():
             return original(maps, **options)
 
-    for module in (stages, scores):
+    for module in (stages, merging):
         patched(module, "to_device", upload)
-    for module in (stages, purify):
+        monkeypatch.setattr(module, "is_accelerator", lambda device: True)
+    for module in (stages, purify, merging):
         patched(module, "to_host", download)
+    patched(freecp_d2.encoding, "upload", upload)
     patched(ops, "component_boxes", on_the_host)
 
     def fused(original, qkv, *records, **options):
@@ -124,25 +126,20 @@ def as_on_cuda(monkeypatch):
         return F.scaled_dot_product_attention(*qkv)
 
     patched(blocks, "recorded_attention", fused)
-    monkeypatch.setattr(
-        stages,
-        "resized_crops",
-        lambda images, boxes: stages.crops_by_one_index(torch.stack(list(images)), boxes),
-    )
 
     @contextmanager
     def encoding():
-        launches.encoding = True
+        outer, launches.encoding = launches.encoding, True
         yield
-        launches.encoding = False
+        launches.encoding = outer
 
     def count(model, inputs):
-        for name in ("forward", "encode_cls"):
+        for name in ("forward", "encode_dense", "encode_cls"):
             original = getattr(model.encoder, name)
 
-            def inside(*args, original=original):
+            def inside(*args, original=original, **options):
                 with encoding():
-                    return original(*args)
+                    return original(*args, **options)
 
             monkeypatch.setattr(model.encoder, name, inside)
         with launches:
@@ -151,14 +148,38 @@ def as_on_cuda(monkeypatch):
     return count
 
 
+def scene(index, height=448, width=597):
+    return {"image": torch.from_numpy(draw_scene(index, height, width).image).permute(2, 0, 1)}
+
+
 def test_launches_and_waits_of_an_image(model, as_on_cuda):
     """6 windows of an image of 448x597 with 171 classes, some of which are look-alikes."""
-    image = torch.from_numpy(draw_scene(1000, 448, 597).image.copy()).permute(2, 0, 1)
-    (result,), launches = as_on_cuda(model, [{"image": image}])
+    (result,), launches = as_on_cuda(model, [scene(1000)])
     assert result["kept_redundancy"].sum() > 5 and len(result["ambiguous_losses"]) > 1
     assert launches.encoder["convolution"] == 2, "no crops"
-    assert launches.head.total() <= 200
-    # For what redundancy leaves, for the maps of look-alikes, and for the result.
-    assert launches.waits == 3 * ["to_host"]
+    assert launches.head.total() <= 105
+    # Before the crops, and for the result.
+    assert launches.waits == 2 * ["to_host"]
+    # Of the pixels; of what is known after each wait: groups and crops, and which classes stay.
+    assert launches.head["upload"] == 3
     # Two for each of 5 blocks whose attention is recorded.
     assert launches.encoder["mean_attention"] == 10
+
+
+def test_launches_and_waits_of_a_batch_of_images(model, as_on_cuda):
+    """3 images of two sizes, whose 15 windows go through CLIP in 2 batches."""
+    model.batch_size = 8
+    images = [scene(1000), scene(1001), scene(1002, 384, 500)]
+    results, launches = as_on_cuda(model, images)
+    assert all(len(result["ambiguous_losses"]) for result in results)
+    assert launches.waits == 2 * ["to_host"]
+    assert launches.head["upload"] == len(images) + 2 + len(images)
+    assert launches.head.total() <= 76 * len(images)
+
+
+def test_launches_and_waits_of_a_base_method(model, as_on_cuda):
+    """It waits for whether its features are finite, and uploads pixels and what windows cover."""
+    model.enabled = False
+    _, launches = as_on_cuda(model, [scene(1000)])
+    assert launches.waits == ["to_host"]
+    assert launches.head["upload"] == 2

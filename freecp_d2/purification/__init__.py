@@ -6,8 +6,8 @@ from .head import (
     NonFiniteInput,
     PurificationHead,
     PurifiedMaps,
-    kept_classes,
 )
+from .stages import Selected
 
 __all__ = [
     "Candidates",
@@ -15,5 +15,5 @@ __all__ = [
     "NonFiniteInput",
     "PurificationHead",
     "PurifiedMaps",
-    "kept_classes",
+    "Selected",
 ]

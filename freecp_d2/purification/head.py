@@ -1,7 +1,9 @@
 """PurificationHead: from dense CLIP features to the maps of the classes that are in the image."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 from numbers import Real
 from typing import Any, Protocol
 
@@ -12,10 +14,13 @@ from torch import Tensor, nn
 
 from ..clip import DenseFeatures
 from . import stages
+from .stages import Selected
 
 CONSISTENCIES = ("code", "paper")
 TEXT = ("text features", "description features")
 ZERO_ATTENTION = "affinity, of whose attention a whole row or column is zero"
+
+log = logging.getLogger(__name__)
 
 
 class Encoder(Protocol):
@@ -43,13 +48,14 @@ class Candidates:
         refined: (B, C, h, w) in [0, 1].
         consistency: (B, C) of probabilities and refined maps.
         kept: (B, C) bool, the classes that stay.
-        finite: what they were made from -> (B,) bool, whether it is finite in a window.
+        sums: what they were made from -> (B,) float32, its sum in a window, in which NaN and
+            infinity show.
     """
 
     refined: Tensor
     consistency: Tensor
     kept: Tensor
-    finite: Mapping[str, Tensor]
+    sums: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -166,7 +172,7 @@ class PurificationHead(nn.Module):
     ) -> PurifiedMaps:
         """Purify the classes of a batch of windows: :meth:`select`, then :meth:`compete`.
 
-        The device is waited for twice: once after step 5 and once in step 6.
+        The device is waited for once, after step 5: see :meth:`fetch`.
 
         Args:
             images: (B, 3, H, W) the normalised windows that `features` were computed from.
@@ -180,10 +186,8 @@ class PurificationHead(nn.Module):
                 no class among the queries.
         """
         candidates, probabilities = self.select(features, text, descriptions, encoder.logit_scale)
-        (kept_on_host,) = kept_classes([candidates])
-        kept, beaten_by = self.compete(
-            images, candidates.refined, kept_on_host, descriptions, encoder
-        )
+        (selected,) = self.fetch([candidates])
+        kept, beaten_by = self.compete(images, selected, descriptions, encoder)
         return PurifiedMaps(
             maps=candidates.refined * kept[:, :, None, None],
             kept=kept,
@@ -204,7 +208,7 @@ class PurificationHead(nn.Module):
         num_background: int | None = None,
         threshold: float | None = None,
     ) -> tuple[Candidates, Tensor]:
-        """Redundancy purification. It does not wait for the device: see :func:`kept_classes`.
+        """Redundancy purification. It does not wait for the device: see :meth:`fetch`.
 
         Args:
             num_background, threshold: in place of the head's own and of its redundancy threshold.
@@ -233,14 +237,14 @@ class PurificationHead(nn.Module):
             self.box_full_extent,
             self.true_iou,
         )
-        finite = {
-            "text features": _finite(text[None]).expand(len(kept)),
-            "description features": _finite(descriptions[None]).expand(len(kept)),
-            "patch features": _finite(patches),
-            "attention": _finite(features.attention),
-            ZERO_ATTENTION: _finite(consistency),
+        sums = {
+            "text features": _sum(text[None]).expand(len(kept)),
+            "description features": _sum(descriptions[None]).expand(len(kept)),
+            "patch features": _sum(patches),
+            "attention": _sum(features.attention),
+            ZERO_ATTENTION: _sum(consistency),
         }
-        return Candidates(refined, consistency, self._stays(kept), finite), probabilities
+        return Candidates(refined, consistency, self._stays(kept), sums), probabilities
 
     @torch.no_grad()
     def select_maps(self, probabilities: Tensor, attention: Tensor) -> Candidates:
@@ -264,33 +268,87 @@ class PurificationHead(nn.Module):
             self.box_full_extent,
             self.true_iou,
         )
-        finite = {
-            "probabilities": _finite(probabilities),
-            "attention": _finite(attention),
-            ZERO_ATTENTION: _finite(consistency),
+        sums = {
+            "probabilities": _sum(probabilities),
+            "attention": _sum(attention),
+            ZERO_ATTENTION: _sum(consistency),
         }
-        return Candidates(refined, consistency, self._stays(kept), finite)
+        return Candidates(refined, consistency, self._stays(kept), sums)
 
     def _stays(self, kept: Tensor) -> Tensor:
         return kept if self.redundancy else torch.ones_like(kept)
 
     @torch.no_grad()
+    def fetch(self, batches: Sequence[Candidates]) -> list[Selected]:
+        """What the host must know of batches of windows: the device is waited for once.
+
+        On a GPU the first :data:`stages.COMPARED` classes of a window that stay are compared before
+        their number is known. Where more stay, it is waited for once more, which the log says once.
+
+        Raises:
+            ValueError: NaN or infinity in what they were made from (:class:`NonFiniteInput`, whose
+                window counts through all batches). Sums beyond float32 count as infinite.
+        """
+        rows = _rows_on_host(
+            [
+                torch.stack(list(candidates.sums.values())),
+                candidates.kept,
+                candidates.consistency,
+                *stages.compared(
+                    candidates.refined, candidates.kept, self._compared_at_once(candidates.kept)
+                ),
+            ]
+            for candidates in batches
+        )
+        sums = np.concatenate([row[0] for row in rows], axis=1)
+        for source, of_windows in zip(batches[0].sums, sums, strict=True):
+            finite = np.isfinite(of_windows)
+            if not finite.all():
+                raise NonFiniteInput(source, None if source in TEXT else int(finite.argmin()))
+        fetched = [Selected(kept > 0, *others) for _, kept, *others in rows]
+        return self._with_all_compared(batches, fetched) if self.ambiguity else fetched
+
+    def _compared_at_once(self, kept: Tensor) -> int:
+        """How many classes of every window are compared before the host knows who stays."""
+        if not self.ambiguity:
+            return 0
+        if stages.is_accelerator(kept.device):
+            return stages.COMPARED
+        most = int(kept.sum(dim=1).max())
+        return most if most > 1 else 0
+
+    def _with_all_compared(
+        self, batches: Sequence[Candidates], fetched: list[Selected]
+    ) -> list[Selected]:
+        """The same where all classes of a window were compared that stay."""
+        most = [int(selected.kept.sum(axis=1).max()) for selected in fetched]
+        short = [i for i, count in enumerate(most) if count > max(1, fetched[i].maps.shape[1])]
+        if not short:
+            return fetched
+        _say_that_more_stay()
+        rows = _rows_on_host(
+            stages.compared(batches[i].refined, batches[i].kept, most[i]) for i in short
+        )
+        completed = list(fetched)
+        for i, (maps, soft_iou) in zip(short, rows, strict=True):
+            completed[i] = replace(fetched[i], maps=maps, soft_iou=soft_iou)
+        return completed
+
+    @torch.no_grad()
     def compete(
         self,
         images: Tensor | Sequence[Tensor],
-        refined: Tensor,
-        kept_on_host: np.ndarray,
+        selected: Selected,
         descriptions: Tensor,
         encoder: Encoder,
         num_background: int | None = None,
         threshold: float | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Ambiguity purification. The device is waited for once.
+        """Ambiguity purification. It does not wait for the device.
 
         Args:
             images: B normalised windows (3, H, W).
-            refined, kept_on_host: (B, C, h, w) and (B, C) bool, of :meth:`select` and
-                :func:`kept_classes`.
+            selected: of :meth:`fetch`.
             num_background, threshold: in place of the head's own and of its ambiguity threshold.
                 The others are those of :meth:`forward`.
 
@@ -301,14 +359,13 @@ class PurificationHead(nn.Module):
             ValueError: a threshold that is none from 0 to 1.
         """
         if not self.ambiguity:
-            kept = stages.to_device(kept_on_host, refined.device)
+            (kept,) = stages.to_device([selected.kept], images[0].device)
             return kept, torch.full(kept.shape, -1, device=kept.device)
         if num_background is None:
             num_background = self.num_background
         return stages.resolve_ambiguity(
             images,
-            refined,
-            kept_on_host,
+            selected,
             descriptions[num_background:],
             lambda crops: torch.cat(
                 [encoder.encode_cls(chunk) for chunk in crops.split(self.crop_batch_size)]
@@ -321,24 +378,13 @@ class PurificationHead(nn.Module):
         )
 
 
-def kept_classes(batches: Sequence[Candidates]) -> list[np.ndarray]:
-    """Which classes stay in batches of windows, on the host: the device is waited for once.
-
-    Returns:
-        (B, C) bool of every batch.
-
-    Raises:
-        ValueError: NaN or infinity in what they were made from (:class:`NonFiniteInput`, whose
-            window counts through all batches).
-    """
-    flags = [torch.stack(list(candidates.finite.values())) for candidates in batches]
-    on_host = stages.to_host([*(candidates.kept for candidates in batches), *flags])
-    kept, finite = on_host[: len(batches)], np.concatenate(on_host[len(batches) :], axis=1)
-    for source, windows in zip(batches[0].finite, finite, strict=True):
-        if not windows.all():
-            window = None if source in TEXT else int((windows == 0).argmax())
-            raise NonFiniteInput(source, window)
-    return [classes > 0 for classes in kept]
+@cache
+def _say_that_more_stay() -> None:
+    log.warning(
+        "more than %d classes of a window stay after redundancy purification: such images wait for "
+        "the GPU once more; a higher MODEL.FREECP.REDUNDANCY_THRESHOLD avoids it",
+        stages.COMPARED,
+    )
 
 
 def check_threshold(stage: str, value: float) -> float:
@@ -353,9 +399,16 @@ def check_threshold(stage: str, value: float) -> float:
     return value
 
 
-def _finite(values: Tensor) -> Tensor:
-    """(B,) bool of (B, ...)."""
-    return values.isfinite().flatten(1).all(dim=1)
+def _rows_on_host(rows: Iterable[Sequence[Tensor]]) -> list[list[np.ndarray]]:
+    """The same rows of tensors as float32 arrays, by one transfer."""
+    tensors = list(rows)
+    arrays = iter(stages.to_host([tensor for row in tensors for tensor in row]))
+    return [[next(arrays) for _ in row] for row in tensors]
+
+
+def _sum(values: Tensor) -> Tensor:
+    """(B,) float32 of (B, ...)."""
+    return values.flatten(1).sum(dim=1, dtype=torch.float32)
 
 
 def _require_class(queries: int, num_background: int) -> None:

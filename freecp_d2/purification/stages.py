@@ -1,13 +1,12 @@
 """The stages of class purification as functions of tensors (METHOD.md steps 2 to 6).
 
 B counts windows, Q text queries, C the queries that are not background, and (h, w) is the grid.
-Nothing here waits for a device but :func:`to_host`: :func:`select_candidates` (steps 2 to 5) and
-its second half, :func:`purify_maps`, never call it, and :func:`resolve_ambiguity` (step 6) calls it
-once.
+Nothing here waits for a device but :func:`to_host`, which only :class:`PurificationHead` and
+:mod:`freecp_d2.purify` call: between steps 5 and 6, and for the result.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,6 +20,35 @@ CROP_SIZE = (112, 112)
 CROPS_AT_ONCE = 256
 """How many crops are cut together on a GPU, 1 MB each meanwhile."""
 
+COMPARED = 64
+"""How many classes that stay are compared in a window of a GPU before the host knows their number.
+
+Of 6 windows of 24x24 patches, their maps and soft IoU are 1 MB."""
+
+
+@dataclass(frozen=True)
+class Selected:
+    """What the host knows of B windows after redundancy purification.
+
+    Attributes:
+        kept: (B, C) bool, the classes that stay.
+        consistency: (B, C) float32.
+        maps: (B, M, h, w) float32, the refined maps of a window's classes that stay, in their
+            order. Where fewer than M stay, the rest are those of others. M is 0 where no window has
+            two, or no class competes.
+        soft_iou: (B, M, M) float32 of `maps`.
+    """
+
+    kept: np.ndarray
+    consistency: np.ndarray
+    maps: np.ndarray
+    soft_iou: np.ndarray
+
+
+def is_accelerator(device: torch.device) -> bool:
+    """Whether every call on the device is a launch, and every value that is read a wait."""
+    return device.type != "cpu"
+
 
 def to_host(tensors: Sequence[Tensor]) -> list[np.ndarray]:
     """The tensors as float32 arrays by one transfer: their device is waited for once."""
@@ -30,12 +58,20 @@ def to_host(tensors: Sequence[Tensor]) -> list[np.ndarray]:
     return [array.reshape(tensor.shape) for array, tensor in zip(arrays, tensors, strict=True)]
 
 
-def to_device(values: Any, device: torch.device) -> Tensor:
-    """A tensor of the values on `device`, without waiting for it."""
-    tensor = torch.as_tensor(values)
-    if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
+def to_device(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
+    """Tensors of the arrays on `device`, by one upload and without waiting for it."""
+    starts = np.cumsum([0] + [array.nbytes + -array.nbytes % 8 for array in arrays]).tolist()
+    packed = torch.empty(starts[-1], dtype=torch.uint8, pin_memory=device.type == "cuda")
+    places = [
+        slice(start, start + array.nbytes) for start, array in zip(starts, arrays, strict=False)
+    ]
+    for place, array in zip(places, arrays, strict=True):
+        packed.numpy()[place] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    packed = packed.to(device, non_blocking=True)
+    return [
+        packed[place].view(torch.from_numpy(array[:0]).dtype).view(array.shape)
+        for place, array in zip(places, arrays, strict=True)
+    ]
 
 
 def class_activation_maps(
@@ -153,6 +189,18 @@ def purify_maps(
     return refined, score, score > redundancy_threshold
 
 
+def compared(refined: Tensor, kept: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """`maps` and `soft_iou` of :class:`Selected`, with M = `count` or C where there are fewer.
+
+    Args:
+        refined: (B, C, h, w) in [0, 1].
+        kept: (B, C) bool, the classes that stay.
+    """
+    order = kept.byte().argsort(dim=1, descending=True, stable=True)[:, :count]
+    maps = refined.gather(1, order[:, :, None, None].expand(-1, -1, *refined.shape[2:]))
+    return maps, ops.soft_iou(maps)
+
+
 def ambiguous_groups(soft_iou: np.ndarray, threshold: float) -> list[np.ndarray]:
     """Groups of look-alike classes in one window (METHOD.md step 6).
 
@@ -169,35 +217,37 @@ def ambiguous_groups(soft_iou: np.ndarray, threshold: float) -> list[np.ndarray]
     return [(component == i).nonzero()[0] for i in range(count)]
 
 
-def resized_crops(
+def crops_one_by_one(
     images: Tensor | Sequence[Tensor], boxes: Sequence[tuple[int, int, int, int, int]]
 ) -> Tensor:
-    """Crops of images (3, H, W), (K, 3, *CROP_SIZE), bilinear as :func:`F.interpolate` has it.
-
-    On a CPU by that function, crop by crop. Elsewhere, where every call is a launch, all at once:
-    the four neighbours of every pixel by one index, and two interpolations.
+    """Crops of images (3, H, W), (K, 3, *CROP_SIZE), by :func:`F.interpolate`, bilinear.
 
     Args:
-        images: of equal size.
         boxes: K times image, top, bottom, left, right in pixels; bottom and right exclusive, and
             cut to the image.
     """
-    if images[0].device.type == "cpu":
-        crops = [images[i][None, :, y0:y1, x0:x1] for i, y0, y1, x0, x1 in boxes]
-        return torch.cat([F.interpolate(crop, CROP_SIZE, mode="bilinear") for crop in crops])
-    pixels = images if isinstance(images, Tensor) else torch.stack(list(images))
-    chunks = [boxes[i : i + CROPS_AT_ONCE] for i in range(0, len(boxes), CROPS_AT_ONCE)]
-    return torch.cat([crops_by_one_index(pixels, chunk) for chunk in chunks])
+    crops = [images[i][None, :, y0:y1, x0:x1] for i, y0, y1, x0, x1 in boxes]
+    return torch.cat([F.interpolate(crop, CROP_SIZE, mode="bilinear") for crop in crops])
 
 
-def crops_by_one_index(images: Tensor, boxes: Sequence[tuple[int, int, int, int, int]]) -> Tensor:
-    """:func:`resized_crops` of images (B, 3, H, W) on any device, but for rounding."""
+def crop_samples(
+    boxes: Sequence[tuple[int, int, int, int, int]], size: Sequence[int]
+) -> list[np.ndarray]:
+    """Where :func:`crops_at_once` reads images of `size` (height, width) for K crops.
+
+    Args:
+        boxes: as those of :func:`crops_one_by_one`.
+
+    Returns:
+        image (K,), rows and columns (K, 2 * side) int64 of the neighbours of every pixel of a crop,
+        and the weights (K, side) float32 of the second neighbours, down and to the right.
+    """
     index, *spans = np.array(boxes).T
-    weights, neighbours = [], []
-    for start, end, size, side in zip(
-        spans[::2], spans[1::2], images.shape[2:], CROP_SIZE, strict=True
+    neighbours, weights = [], []
+    for start, end, extent_of_image, side in zip(
+        spans[::2], spans[1::2], size, CROP_SIZE, strict=True
     ):
-        extent = (np.minimum(end, size) - start)[:, None]
+        extent = (np.minimum(end, extent_of_image) - start)[:, None]
         # The scale in float32, what comes of it rounded once: as PyTorch does where it fuses.
         position = (np.arange(side) + 0.5) * (extent / side).astype(np.float32).astype(float) - 0.5
         position = np.maximum(position, 0).astype(np.float32)
@@ -205,23 +255,31 @@ def crops_by_one_index(images: Tensor, boxes: Sequence[tuple[int, int, int, int,
         high = np.minimum(low + 1, extent - 1)
         weights.append(position - low.astype(np.float32))
         neighbours.append(start[:, None] + np.concatenate((low, high), axis=1))
-    rows, columns = to_device(np.stack(neighbours), images.device)
-    down, right = to_device(np.stack(weights), images.device).to(images.dtype)
+    return [index, *neighbours, *weights]
+
+
+def crops_at_once(images: Tensor, samples: Sequence[Tensor]) -> Tensor:
+    """:func:`crops_one_by_one` but for rounding, by one index and two interpolations.
+
+    Args:
+        images: (B, 3, H, W).
+        samples: of :func:`crop_samples`, on the device of `images`.
+    """
+    index, rows, columns, down, right = samples
     near = images[
-        to_device(index, images.device)[:, None, None, None],
+        index[:, None, None, None],
         torch.arange(images.shape[1], device=images.device)[:, None, None],
         rows[:, None, :, None],
         columns[:, None, None, :],
     ]
     height, width = CROP_SIZE
-    lines = near[..., :width].lerp(near[..., width:], right[:, None, None, :])
-    return lines[:, :, :height].lerp(lines[:, :, height:], down[:, None, :, None])
+    lines = near[..., :width].lerp(near[..., width:], right.to(images.dtype)[:, None, None, :])
+    return lines[:, :, :height].lerp(lines[:, :, height:], down.to(images.dtype)[:, None, :, None])
 
 
 def resolve_ambiguity(
     images: Tensor | Sequence[Tensor],
-    refined: Tensor,
-    kept: np.ndarray,
+    selected: Selected,
     descriptions: Tensor,
     encode: Callable[[Tensor], Tensor],
     patch_size: tuple[int, int],
@@ -230,10 +288,12 @@ def resolve_ambiguity(
 ) -> tuple[Tensor, Tensor]:
     """Keep of every group of look-alike classes those that win a crop (METHOD.md step 6).
 
+    Crops are cut one by one on a CPU, and together, :data:`CROPS_AT_ONCE`, where every call is a
+    launch. All that the device must know comes to it by one upload.
+
     Args:
         images: B normalised windows (3, H, W).
-        refined: (B, C, h, w) in [0, 1].
-        kept: (B, C) bool, the classes that stayed so far.
+        selected: their classes that stayed so far.
         descriptions: (C, D) of unit length.
         encode: normalised crops (K, 3, 112, 112) to CLIP embeddings (K, D). Called at most once,
             with the crops of all groups of all windows.
@@ -243,11 +303,13 @@ def resolve_ambiguity(
 
     Returns:
         (B, C) bool, the classes that stay, and (B, C) int64, for a class that goes the one of its
-        group that won a crop with the highest score, -1 for others; on the device of `refined`.
+        group that won a crop with the highest score, -1 for others; on the device of `images`.
     """
-    winners, count = kept.copy(), kept.shape[1]
-    groups, averages = _groups(refined, kept, threshold)
-    boxes = ops.component_boxes(averages, full_extent=full_extent).tolist() if groups else []
+    device, shape = images[0].device, selected.kept.shape
+    winners = selected.kept.copy()
+    groups, averages = _groups(selected, threshold)
+    maps = torch.from_numpy(averages)
+    boxes = ops.component_boxes(maps, full_extent=full_extent).tolist() if groups else []
     empty = {group for group, x0, y0, x1, y1 in boxes if x1 <= x0 or y1 <= y0}
     for index, (window, members) in enumerate(groups):
         winners[window, members] = index in empty
@@ -257,50 +319,50 @@ def resolve_ambiguity(
         for group, x0, y0, x1, y1 in boxes
         if x1 > x0 and y1 > y0
     ]
-    stays = to_device(winners, refined.device).flatten()
+    if not cut:
+        (stays,) = to_device([winners], device)
+        return stays, torch.full_like(stays, -1, dtype=torch.int64)
+    owners = np.array([group for group, *_ in cut])
+    places = [(groups[group][0], *box) for group, *box in cut]
+    # Rows of a group's members, the first one again where others have more.
+    size = max(len(members) for _, members in groups)
+    padded = [np.pad(m, (0, size - len(m)), constant_values=m[0]) for _, m in groups]
+    firsts = np.array([window * shape[1] for window, _ in groups])
+    together = is_accelerator(device)
+    samples = crop_samples(places, images[0].shape[1:]) if together else []
+    arrays = [winners, np.stack(padded), firsts, owners, *samples]
+    stays, rivals, first, owner, *on_device = to_device(arrays, device)
+    if together:
+        pixels = images if isinstance(images, Tensor) else torch.stack(list(images))
+        chunks = zip(*(values.split(CROPS_AT_ONCE) for values in on_device), strict=True)
+        crops = torch.cat([crops_at_once(pixels, chunk) for chunk in chunks])
+    else:
+        crops = crops_one_by_one(images, places)
+    embeddings = encode(crops)
+    with torch.autocast(embeddings.device.type, enabled=False):
+        similarity = (embeddings @ descriptions.T).gather(1, rivals[owner])
+    score, best = similarity.max(dim=1)
+    winner = rivals[owner].gather(1, best[:, None])[:, 0]
+    stays = stays.flatten().index_fill_(0, first[owner] + winner, True)
+    # Of a group's winners the one with the highest score.
+    top = score.new_full((len(groups),), -torch.inf).scatter_reduce_(0, owner, score, "amax")
+    winner = winner.where(score == top[owner], -1)
+    champion = winner.new_full((len(groups),), -1).scatter_reduce_(0, owner, winner, "amax")
     beaten_by = torch.full_like(stays, -1, dtype=torch.int64)
-    if cut:
-        owners = [group for group, *_ in cut]
-        crops = resized_crops(images, [(groups[group][0], *box) for group, *box in cut])
-        # Rows of a group's members, the first one again where others have more.
-        size = max(len(members) for _, members in groups)
-        padded = [np.pad(m, (0, size - len(m)), constant_values=m[0]) for _, m in groups]
-        rivals = to_device(np.stack(padded), refined.device)
-        first = to_device([window * count for window, _ in groups], refined.device)
-        owner = to_device(owners, refined.device)
-        embeddings = encode(crops)
-        with torch.autocast(embeddings.device.type, enabled=False):
-            similarity = (embeddings @ descriptions.T).gather(1, rivals[owner])
-        score, best = similarity.max(dim=1)
-        winner = rivals[owner].gather(1, best[:, None])[:, 0]
-        stays.index_fill_(0, first[owner] + winner, True)
-        # Of a group's winners the one with the highest score.
-        top = score.new_full((len(groups),), -torch.inf).scatter_reduce_(0, owner, score, "amax")
-        winner = winner.where(score == top[owner], -1)
-        champion = winner.new_full((len(groups),), -1).scatter_reduce_(0, owner, winner, "amax")
-        beaten_by.index_put_((first[:, None] + rivals,), champion[:, None].expand_as(rivals))
-    return stays.view(kept.shape), beaten_by.masked_fill(stays, -1).view(kept.shape)
+    beaten_by.index_put_((first[:, None] + rivals,), champion[:, None].expand_as(rivals))
+    return stays.view(shape), beaten_by.masked_fill(stays, -1).view(shape)
 
 
 def _groups(
-    refined: Tensor, kept: np.ndarray, threshold: float
-) -> tuple[list[tuple[int, np.ndarray]], Tensor]:
-    """Window and members of every group of several classes, and their average maps on the host."""
-    crowded = (kept.sum(axis=1) > 1).nonzero()[0]
-    if not len(crowded):
-        return [], refined[:0, 0]
-    present = [kept[window].nonzero()[0] for window in crowded]
-    counts = [len(classes) for classes in present]
-    # As many of every window, filled up with its first.
-    index = np.stack([np.pad(p, (0, max(counts) - len(p)), constant_values=p[0]) for p in present])
-    candidates = refined[
-        to_device(crowded[:, None], refined.device), to_device(index, refined.device)
-    ]
-    groups, averages = [], []
-    maps, matrices = to_host([candidates, ops.soft_iou(candidates)])
-    for row, (window, classes) in enumerate(zip(crowded, present, strict=True)):
-        for group in ambiguous_groups(matrices[row, : len(classes), : len(classes)], threshold):
+    selected: Selected, threshold: float
+) -> tuple[list[tuple[int, np.ndarray]], np.ndarray]:
+    """Window and members of every group of several classes, and their average maps (G, h, w)."""
+    groups, averages = [], [np.zeros((0, *selected.maps.shape[2:]), dtype=np.float32)]
+    for window in (selected.kept.sum(axis=1) > 1).nonzero()[0]:
+        classes = selected.kept[window].nonzero()[0]
+        matrix = selected.soft_iou[window, : len(classes), : len(classes)]
+        for group in ambiguous_groups(matrix, threshold):
             if len(group) > 1:
                 groups.append((int(window), classes[group]))
-                averages.append(maps[row, group].mean(axis=0))
-    return groups, torch.from_numpy(np.stack(averages) if averages else maps[:0, 0])
+                averages.append(selected.maps[window, group].mean(axis=0, keepdims=True))
+    return groups, np.concatenate(averages)

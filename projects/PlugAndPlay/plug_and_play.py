@@ -11,7 +11,6 @@ model = build_model(cfg)
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable, get_cfg
@@ -23,7 +22,7 @@ from freecp_d2.clip.build import build_clip
 from freecp_d2.config import configured_descriptions, configured_vocabulary
 from freecp_d2.data import Vocabulary
 from freecp_d2.encoding import Normalize
-from freecp_d2.purification import Encoder, NonFiniteInput, PurificationHead, kept_classes
+from freecp_d2.purification import Encoder, NonFiniteInput, PurificationHead, Selected
 from freecp_d2.words import encode_words
 
 Affinity: TypeAlias = Callable[
@@ -257,7 +256,7 @@ class PurifiedSegmentor(nn.Module):
         probabilities = F.adaptive_avg_pool2d(self._probabilities(sem_seg, name), tuple(grid))
         candidates = self.head.select_maps(probabilities[None], affinity[None])
         try:
-            (kept_on_host,) = kept_classes([candidates])
+            (selected,) = self.head.fetch([candidates])
         except NonFiniteInput:
             raise ValueError(
                 f"{name}: NaN or infinity in the scores or the affinity of "
@@ -265,7 +264,7 @@ class PurifiedSegmentor(nn.Module):
             ) from None
         kept, winners = candidates.kept[0], []
         if self.encoder is not None:
-            kept, winners = self._compete(x, grid, candidates.refined, kept_on_host)
+            kept, winners = self._compete(x, grid, selected)
         stays = F.pad(kept, (self.head.num_background, 0), value=True)
         if stays.any():
             lowest = torch.finfo(sem_seg.dtype).min
@@ -273,8 +272,8 @@ class PurifiedSegmentor(nn.Module):
         return output | {
             "sem_seg": sem_seg,
             "kept": kept.cpu(),
-            "kept_redundancy": candidates.kept[0].cpu(),
-            "consistency": candidates.consistency[0].cpu(),
+            "kept_redundancy": torch.from_numpy(selected.kept[0]),
+            "consistency": torch.from_numpy(selected.consistency[0]),
             "ambiguous_losses": [(i, winner) for i, winner in enumerate(winners) if winner >= 0],
         }
 
@@ -288,11 +287,11 @@ class PurifiedSegmentor(nn.Module):
         return sem_seg.float() / total.masked_fill(total == 0, 1)
 
     def _compete(
-        self, x: dict, grid: Sequence[int], refined: Tensor, kept_on_host: np.ndarray
+        self, x: dict, grid: Sequence[int], selected: Selected
     ) -> tuple[Tensor, list[int]]:
         """Which classes stay (C,), and who beat each of the others, -1 for nobody."""
         assert self.encoder is not None
-        classes = refined.shape[1]
+        classes = selected.kept.shape[1]
         if len(self.descriptions) != classes:
             raise ValueError(
                 f"descriptions of {len(self.descriptions)} classes, but "
@@ -303,7 +302,7 @@ class PurifiedSegmentor(nn.Module):
         size = [n * p for n, p in zip(grid, self.encoder.patch_size, strict=True)]
         image = F.interpolate(self.normalize(x)[None], size, mode="bilinear", antialias=True)
         kept, beaten_by = self.head.compete(
-            image, refined, kept_on_host, self.descriptions, self.encoder, num_background=0
+            image, selected, self.descriptions, self.encoder, num_background=0
         )
         return kept[0], beaten_by[0].tolist()
 

@@ -30,11 +30,11 @@ from torch import Tensor
 from freecp_d2 import get_config
 from freecp_d2.data import Vocabulary
 from freecp_d2.data.benchmarks.protocols import Refinement
+from freecp_d2.merging import base_similarities, merge_windows
 from freecp_d2.meta_arch import FreeCP
 from freecp_d2.ops.pamr import pamr_composite
 from freecp_d2.purify import purify_windows
 from freecp_d2.refinement import refined_strips
-from freecp_d2.scores import base_similarities, merge_windows
 from freecp_d2.sliding_window import upsample
 
 CPU = torch.device("cpu")
@@ -53,7 +53,7 @@ def maps_of(model: FreeCP, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tenso
     purified = purify_windows(*arguments)
     size = encoded.images[0].shape[1], encoded.images[0].shape[2]
     maps, queries = merge_windows(purified.windows, purified.maps, purified.kept, size)
-    return encoded.images[0], similarity, maps, words.text[torch.from_numpy(queries)]
+    return encoded.images[0], similarity, maps, words.text[queries]
 
 
 def runs_of(

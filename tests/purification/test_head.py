@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from freecp_d2 import ops
 from freecp_d2.clip import DenseFeatures
-from freecp_d2.purification import NonFiniteInput, PurificationHead, kept_classes
+from freecp_d2.purification import NonFiniteInput, PurificationHead, stages
+from freecp_d2.purification import head as head_module
 
 WHOLE = ("maskclip", "sclip", "clearclip", "gem", "clearclip_background")
 
@@ -161,7 +163,8 @@ def test_maps_of_any_model_are_selected_alike(encoder, inputs, cases):
     candidates = purification.select_maps(probabilities, features.attention)
     for name in ("refined", "consistency", "kept"):
         torch.testing.assert_close(getattr(candidates, name), getattr(expected, name))
-    (kept,) = kept_classes([candidates])
+    (fetched,) = purification.fetch([candidates])
+    kept = fetched.kept
     assert (kept == candidates.kept.numpy()).all() and kept.any() and not kept.all()
 
 
@@ -174,13 +177,65 @@ def test_batches_come_to_the_host_together(encoder, inputs, cases):
 
     image = inputs["image"]
     batches = [selected(image), selected(torch.cat([image.flip(3), image.flip(2)]))]
-    for kept, candidates in zip(kept_classes(batches), batches, strict=True):
-        assert kept.dtype == bool and (kept == candidates.kept.numpy()).all()
+    for fetched, candidates in zip(purification.fetch(batches), batches, strict=True):
+        assert fetched.kept.dtype == bool and (fetched.kept == candidates.kept.numpy()).all()
+        assert (fetched.consistency == candidates.consistency.numpy()).all()
+        most = fetched.kept.sum(axis=1).max()
+        assert fetched.maps.shape[:2] == (len(fetched.kept), most) and most > 1
+        for window, stays in enumerate(fetched.kept):
+            maps = candidates.refined[window, stays]
+            assert (fetched.maps[window, : len(maps)] == maps.numpy()).all()
+            soft_iou = fetched.soft_iou[window, : len(maps), : len(maps)]
+            assert (soft_iou == ops.soft_iou(maps).numpy()).all()
     broken = image.clone()
     broken[0, 0, 0, 0] = torch.nan
     with pytest.raises(NonFiniteInput, match="in the patch features:") as caught:
-        kept_classes([*batches, selected(torch.cat([image, broken])), selected(image)])
+        purification.fetch([*batches, selected(torch.cat([image, broken])), selected(image)])
     assert caught.value.window == 4
+
+
+@pytest.mark.parametrize(("limit", "waits"), [(64, 1), (3, 2), (1, 2)])
+def test_where_more_stay_than_are_compared_at_once(limit, waits, encoder, inputs, monkeypatch):
+    """One wait more for all batches, which is said once, and the same as on a CPU."""
+    clip, purification = encoder("clearclip"), PurificationHead(0.02, 0.3)
+    image, text, descriptions = (inputs[name] for name in ("image", "text", "descriptions"))
+
+    def selected(images):
+        return purification.select(clip(images), text, descriptions, clip.logit_scale)[0]
+
+    batches = [selected(image), selected(torch.cat([image.flip(3), image.flip(2)]))]
+    expected = purification.fetch(batches)
+    assert all(fetched.kept.sum(axis=1).max() > 3 for fetched in expected)
+    transfers, said, to_host = [], [], stages.to_host
+    monkeypatch.setattr(stages, "is_accelerator", lambda device: True)
+    monkeypatch.setattr(stages, "COMPARED", limit)
+    monkeypatch.setattr(stages, "to_host", lambda rows: transfers.append(rows) or to_host(rows))
+    monkeypatch.setattr(head_module.log, "warning", lambda *message: said.append(message))
+    head_module._say_that_more_stay.cache_clear()
+    for _ in range(2):
+        for fetched, other in zip(purification.fetch(batches), expected, strict=True):
+            for window, stays in enumerate(other.kept):
+                count = stays.sum()
+                assert (fetched.kept[window] == stays).all()
+                assert (fetched.maps[window, :count] == other.maps[window, :count]).all()
+                matrices = fetched.soft_iou[window], other.soft_iou[window]
+                assert (matrices[0][:count, :count] == matrices[1][:count, :count]).all()
+    assert len(transfers) == 2 * waits and len(said) == waits - 1
+
+
+@pytest.mark.parametrize(("ambiguity", "threshold"), [(False, 0.02), (True, 0.999)])
+@pytest.mark.parametrize("accelerator", [True, False])
+def test_where_nothing_competes(accelerator, ambiguity, threshold, encoder, inputs, monkeypatch):
+    """No map comes to the host without the stage, nor on a CPU where no window has two classes."""
+    monkeypatch.setattr(stages, "is_accelerator", lambda device: accelerator)
+    clip, purification = encoder("clearclip"), PurificationHead(threshold, 0.3, ambiguity=ambiguity)
+    image, text, descriptions = (inputs[name] for name in ("image", "text", "descriptions"))
+    candidates, _ = purification.select(clip(image), text, descriptions, clip.logit_scale)
+    (fetched,) = purification.fetch([candidates])
+    assert fetched.maps.shape[1] == (len(text) if ambiguity and accelerator else 0)
+    kept, beaten_by = purification.compete(image, fetched, descriptions, clip)
+    assert kept.equal(candidates.kept) and beaten_by.eq(-1).all()
+    assert kept.any() != ambiguity
 
 
 @pytest.mark.parametrize("background", [1, 3, 4])
@@ -211,5 +266,6 @@ def test_maps_with_nan_are_refused(where, said):
     else:
         attention[1].select(int(where == "zero column"), 7).zero_()
     with pytest.raises(NonFiniteInput, match=said) as caught:
-        kept_classes([PurificationHead(0.05, 0.7).select_maps(maps, attention)])
+        purification = PurificationHead(0.05, 0.7)
+        purification.fetch([purification.select_maps(maps, attention)])
     assert caught.value.window == 1

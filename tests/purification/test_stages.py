@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from freecp_d2 import ops
-from freecp_d2.purification import PurificationHead, kept_classes, stages
+from freecp_d2.purification import PurificationHead, Selected, stages
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -92,6 +92,13 @@ def test_groups_are_the_classes_that_links_reach(seed, count, threshold):
     }
 
 
+def selected(refined: torch.Tensor, kept: np.ndarray) -> Selected:
+    """What the host knows of windows whose classes `kept` (B, C) stay."""
+    maps, soft_iou = stages.compared(refined, torch.as_tensor(kept), refined.shape[1])
+    consistency = np.zeros(kept.shape, dtype=np.float32)
+    return Selected(kept, consistency, maps.numpy(), soft_iou.numpy())
+
+
 def blob(*spans: tuple[int, int, int, int]) -> torch.Tensor:
     maps = torch.zeros(6, 6)
     for top, bottom, left, right in spans:
@@ -115,7 +122,7 @@ def test_the_winner_of_each_crop_stays():
     descriptions = torch.tensor([[1.0, 0.0], [0.9, 0.9], [0.0, 1.0], [0.2, 0.2]])
     kept = np.ones((1, 4), dtype=bool)
     stays, beaten_by = stages.resolve_ambiguity(
-        images, refined, kept, descriptions, encode, (4, 4), 0.7
+        images, selected(refined, kept), descriptions, encode, (4, 4), 0.7
     )
     assert stays.tolist() == [[True, True, True, False]]
     assert beaten_by.tolist() == [[-1, -1, -1, 2]]  # both winners score 1; the last is named
@@ -130,7 +137,7 @@ def test_a_box_without_extent_keeps_the_group():
         raise AssertionError("no crop is left")
 
     kept = np.ones((1, 2), dtype=bool)
-    arguments = (torch.zeros(1, 3, 24, 24), refined, kept, torch.eye(2))
+    arguments = (torch.zeros(1, 3, 24, 24), selected(refined, kept), torch.eye(2))
     stays, beaten_by = stages.resolve_ambiguity(*arguments, encode, (4, 4), 0.7)
     assert stays.all() and (beaten_by == -1).all()
     stays, beaten_by = stages.resolve_ambiguity(
@@ -153,8 +160,7 @@ def test_the_best_of_several_winners_is_named():
         descriptions = torch.tensor([*winners, [0.1, 0.1]])
         stays, beaten_by = stages.resolve_ambiguity(
             images,
-            torch.stack([twins] * 3)[None],
-            np.ones((1, 3), dtype=bool),
+            selected(torch.stack([twins] * 3)[None], np.ones((1, 3), dtype=bool)),
             descriptions,
             encode,
             (4, 4),
@@ -173,11 +179,10 @@ def test_a_class_of_the_threshold_itself_is_removed():
         assert kept[0].equal(score[0] > score[0, index])
 
 
-def test_a_class_alone_is_not_compared(monkeypatch):
-    monkeypatch.setattr(ops, "soft_iou", None)
-    monkeypatch.setattr(stages, "to_host", None)
+def test_a_class_alone_has_no_rival(monkeypatch):
+    monkeypatch.setattr(stages, "ambiguous_groups", None)
     kept = np.array([[True, False], [False, False], [False, True]])
-    arguments = (torch.zeros(3, 3, 24, 24), random(3, 2, 6, 6), kept, torch.eye(2))
+    arguments = (torch.zeros(3, 3, 24, 24), selected(random(3, 2, 6, 6), kept), torch.eye(2))
     stays, beaten_by = stages.resolve_ambiguity(*arguments, lambda crops: crops, (4, 4), 0.7)
     assert stays.tolist() == kept.tolist() and beaten_by.eq(-1).all()
 
@@ -185,11 +190,54 @@ def test_a_class_alone_is_not_compared(monkeypatch):
 def test_only_classes_that_stayed_compete():
     twins = blob((1, 3, 1, 3))
     refined = torch.stack([twins, twins, twins])[None]
-    kept = np.array([[True, False, False]])
-    stays, _ = stages.resolve_ambiguity(
-        torch.zeros(1, 3, 24, 24), refined, kept, torch.eye(3), lambda crops: crops, (4, 4), 0.7
+    for kept, expected in (
+        (np.array([[True, False, False]]), [[True, False, False]]),
+        (np.array([[True, False, True]]), [[False, False, True]]),
+    ):
+        stays, _ = stages.resolve_ambiguity(
+            torch.zeros(1, 3, 24, 24),
+            selected(refined, kept),
+            torch.eye(3),
+            lambda crops: torch.tensor([[0.1, 0.9, 0.5]]),
+            (4, 4),
+            0.7,
+        )
+        assert stays.tolist() == expected
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 4), st.integers(1, 9), st.integers(0, 12))
+def test_the_classes_that_stay_are_compared_in_their_order(seed, batch, classes, count):
+    refined, kept = random(batch, classes, 3, 4, seed=seed), random(batch, classes) > 0.4
+    maps, soft_iou = stages.compared(refined, kept, count)
+    assert maps.shape == (batch, min(count, classes), 3, 4)
+    for window in range(batch):
+        expected = refined[window, kept[window]][:count]
+        assert maps[window, : len(expected)].equal(expected)
+        found = soft_iou[window, : len(expected), : len(expected)]
+        assert found.equal(ops.soft_iou(expected))
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                np.array([True, False, True]),
+                np.zeros((0, 2), dtype=np.float32),
+                np.arange(3),
+                np.arange(12, dtype=np.float32).reshape(3, 4).T,
+                np.full((1, 1), 2**40),
+                np.array([], dtype=np.int64),
+            ]
+        )
     )
-    assert stays.tolist() == kept.tolist()
+)
+def test_one_upload_is_all_arrays(arrays):
+    uploaded = stages.to_device(arrays, torch.device("cpu"))
+    for tensor, array in zip(uploaded, arrays, strict=True):
+        assert tensor.equal(torch.from_numpy(array)) and tensor.is_contiguous()
+    if arrays:
+        assert len({tensor.untyped_storage().data_ptr() for tensor in uploaded}) == 1
 
 
 @settings(deadline=None, max_examples=40)
@@ -228,7 +276,7 @@ def test_ambiguity_by_brute_force(seed, batch, classes, threshold):
                 beaten_by[b, member] = winner
     beaten_by[stays] = -1
     stay, winner = stages.resolve_ambiguity(
-        images, refined, kept.numpy(), descriptions, encode, (4, 4), threshold
+        images, selected(refined, kept.numpy()), descriptions, encode, (4, 4), threshold
     )
     assert stay.equal(stays) and winner.equal(beaten_by)
 
@@ -253,33 +301,33 @@ def test_crops_are_resized_as_interpolate_does(seed, count, height, width):
             for i, y0, y1, x0, x1 in boxes
         ]
     )
-    assert torch.equal(stages.resized_crops(list(images), boxes), expected)
-    crops = stages.crops_by_one_index(images, boxes)
+    assert torch.equal(stages.crops_one_by_one(list(images), boxes), expected)
+    samples = stages.to_device(stages.crop_samples(boxes, (height, width)), images.device)
+    crops = stages.crops_at_once(images, samples)
     torch.testing.assert_close(crops, expected, rtol=0, atol=5e-7)
 
 
-@pytest.mark.parametrize("count", [1, 256, 300])
-def test_many_crops_are_cut_in_pieces_off_the_cpu(count):
-    images = [torch.zeros(3, 20, 30, device="meta") for _ in range(2)]
-    crops = stages.resized_crops(images, [(1, 2, 9, 3, 30)] * count)
-    assert crops.is_meta and crops.shape == (count, 3, 112, 112)
+@pytest.mark.parametrize("at_once", [1, 2, 256])
+def test_crops_are_cut_together_where_calls_are_launches(at_once, monkeypatch):
+    """In pieces of at most so many, to the same crops and winners but for rounding."""
+    refined = (random(2, 5, 6, 6) * 1.5 - 0.5).clamp(min=0)
+    kept = np.ones((2, 5), dtype=bool)
+    crops = []
 
+    def encode(images: torch.Tensor) -> torch.Tensor:
+        crops.append(images)
+        return images.mean((2, 3)) - 0.5
 
-def test_windows_are_compared_at_once(monkeypatch):
-    calls = []
-
-    def spy(maps):
-        calls.append(maps.shape)
-        return soft_iou(maps)
-
-    soft_iou = ops.soft_iou
-    monkeypatch.setattr(ops, "soft_iou", spy)
-    kept = np.array([[1, 1, 0, 0], [0, 0, 0, 1], [1, 1, 1, 0]], dtype=bool)
-    refined = random(3, 4, 6, 6)
-    stages.resolve_ambiguity(
-        torch.zeros(3, 3, 24, 24), refined, kept, torch.eye(4), lambda crops: crops, (4, 4), 1.0
-    )
-    assert calls == [(2, 3, 6, 6)]
+    images = list(random(2, 3, 24, 24, seed=1))
+    arguments = (images, selected(refined, kept), random(5, 3, seed=2), encode, (4, 4), 0.3)
+    expected = stages.resolve_ambiguity(*arguments)
+    monkeypatch.setattr(stages, "is_accelerator", lambda device: True)
+    monkeypatch.setattr(stages, "crops_one_by_one", None)
+    monkeypatch.setattr(stages, "CROPS_AT_ONCE", at_once)
+    for value, other in zip(stages.resolve_ambiguity(*arguments), expected, strict=True):
+        assert value.equal(other)
+    assert len(crops[0]) > 2 and (expected[1] >= 0).any()
+    torch.testing.assert_close(crops[1], crops[0], rtol=0, atol=5e-7)
 
 
 def test_selection_compiles_as_one_graph_and_ignores_autocast():
@@ -314,7 +362,7 @@ class HostReads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_the_device_is_waited_for_twice(monkeypatch, encoder, inputs, cases):
+def test_the_device_is_waited_for_once(monkeypatch, encoder, inputs, cases):
     """On a GPU any wait outside of `to_host` is an error; on a CPU no such operator may run."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     transfers = []
@@ -347,6 +395,7 @@ def test_the_device_is_waited_for_twice(monkeypatch, encoder, inputs, cases):
         assert maps.device.type == "cpu"
         return component_boxes(maps, **options)
 
+    monkeypatch.setattr(stages, "is_accelerator", lambda device: True)
     monkeypatch.setattr(stages, "to_host", counted)
     monkeypatch.setattr(ops, "component_boxes", boxes)
     clip = encoder("clearclip").to(device)
@@ -358,8 +407,7 @@ def test_the_device_is_waited_for_twice(monkeypatch, encoder, inputs, cases):
     with waiting("error"), HostReads() as reads:
         candidates, _ = head.select(features, text, descriptions, clip.logit_scale)
         assert transfers == []
-        (kept,) = kept_classes([candidates])
-        assert len(transfers) == 1
-        _, beaten_by = head.compete(images, candidates.refined, kept, descriptions, clip)
-    assert len(transfers) == 2 and reads.names == []
+        (fetched,) = head.fetch([candidates])
+        _, beaten_by = head.compete(images, fetched, descriptions, clip)
+    assert len(transfers) == 1 and reads.names == []
     assert (beaten_by >= 0).any()
