@@ -129,6 +129,8 @@ def test_a_part_that_fails_stops_no_other(gpu_report, monkeypatch, tmp_path, cap
             raise OSError("no space left")
         if name == "memory":
             return {"cases": [], "error": "stopped at its limit of 80 s"}
+        if name == "launches":
+            return {"cases": [{}, {"error": "out of memory"}]}
         return {"shortened": True} if name == "operators" else {}
 
     for name in gpu_report.PARTS:
@@ -140,6 +142,7 @@ def test_a_part_that_fails_stops_no_other(gpu_report, monkeypatch, tmp_path, cap
     assert report["missing"] == {
         "operators": "shortened: some cases are left out for want of time",
         "speed": "ended early: OSError: no space left",
+        "launches": "1 of 2 cases: out of memory",
         "memory": "ended early: stopped at its limit of 80 s",
     }
     assert "operators: at most 110 s\n" in capsys.readouterr().err
@@ -155,6 +158,16 @@ def test_parts_are_measured_anew_and_others_stay(gpu_report, monkeypatch, tmp_pa
     assert gpu_report.main([*command, "--parts", "memory"]) == 1
     parts = json.loads((tmp_path / "gpu-made-up.json").read_text())["parts"]
     assert parts["memory"]["error"] == "again" and parts["tests"]["first"] == "tests"
+
+
+def test_a_picture_that_fails_costs_no_part(gpu_report, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(gpu_report, "draw", lambda report, path: 1 / 0)
+    for name in gpu_report.PARTS:
+        monkeypatch.setitem(gpu_report.MEASURE, name, lambda task: {})
+    report = {"machine": {"device": "made up", "torch": "2"}, "quick": True, "parts": {}}
+    gpu_report.make_report(report, ["speed", "memory"], "cuda", True, tmp_path / "gpu.json")
+    assert list(json.loads((tmp_path / "gpu.json").read_text())["parts"]) == ["speed", "memory"]
+    assert "ZeroDivisionError" in capsys.readouterr().err
 
 
 def test_time_is_kept_for_later_parts(gpu_report):
@@ -221,7 +234,7 @@ def test_tests_that_take_too_long_leave_their_results(gpu_report, task, tmp_path
     assert failure["test"].endswith("test_first") and "one is not two" in failure["message"]
     assert math.isnan(found["differences"]["attention"]["fp16"]["worst"])
     nothing = gpu_report.run_pytest(task, [str(tmp_path / "nothing"), "--noconftest"])
-    assert nothing["error"] == "exit code 4"
+    assert nothing["error"] == "exit code 4" and nothing["passed"] == 0
 
 
 def test_the_worst_of_a_report_of_pytest(gpu_report, tmp_path):
@@ -259,7 +272,7 @@ def test_files_are_named_by_the_device(gpu_report, monkeypatch):
     monkeypatch.setattr(gpu_report, "machine", lambda _: {"device": names[0]})
     assert gpu_report.name_of(torch.device("cuda")) == "gpu-nvidia-h100-80gb-hbm3"
     monkeypatch.setattr(gpu_report, "machine", lambda _: {"device": names[1]})
-    assert gpu_report.name_of(torch.device("cuda:1")) == "gpu-quadro-rtx-6000-x"
+    assert gpu_report.name_of(torch.device("cuda", 0)) == "gpu-quadro-rtx-6000-x"
 
 
 def test_calls_of_the_driver_are_counted(gpu_parts):

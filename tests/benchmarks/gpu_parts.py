@@ -288,6 +288,8 @@ def launches(sizes: Sizes, quick: bool, device: torch.device, clock: Clock) -> I
                 model(given)
 
             case[name] = calls_of_the_driver(run, device)
+            if not case[name]["launches"]:
+                raise RuntimeError("the profiler saw no launch; may this user profile the GPU?")
         cases.append(case)
         yield {"cases": cases}
 
@@ -314,27 +316,22 @@ def memory(sizes: Sizes, quick: bool, device: torch.device, clock: Clock) -> Ite
     """Peak memory of FreeCP by images and windows at once, at worst: every class stays."""
     card = torch.cuda.get_device_properties(device).total_memory
     precision, classes = precisions(device)[0], sizes.classes[2]
+    settings = {"MODEL.FREECP.REDUNDANCY": False, "MODEL.FREECP.AMBIGUITY_THRESHOLD": 1.0}
+    vit = pace_model(quick, 224, device, precision)
+    words = SceneEncoder(vit.visual.output_dim, device)
+    model = whole_image_model(sizes, classes, words, settings)
+    model.encoder = DenseCLIP(vit, METHOD)
     cases: list[dict] = []
     known = {"precision": precision, "classes": classes, "card_bytes": card, "cases": cases}
-    for count, at_once in MEMORY:
-        if cases and clock.left < 8:
+    for count, model.batch_size in MEMORY:
+        if cases and clock.left < 5:
             yield {**known, "shortened": True}
             return
-        settings = {
-            "MODEL.FREECP.BATCH_SIZE": at_once,
-            "MODEL.FREECP.REDUNDANCY": False,
-            "MODEL.FREECP.AMBIGUITY_THRESHOLD": 1.0,
-        }
-        case: dict = {"images": count, "windows_at_once": at_once}
+        case: dict = {"images": count, "windows_at_once": model.batch_size}
         try:
-            vit = pace_model(quick, 224, device, precision)
-            words = SceneEncoder(vit.visual.output_dim, device)
-            model = whole_image_model(sizes, classes, words, settings)
-            model.encoder = DenseCLIP(vit, METHOD)
             case |= peak(model, [{"image": image} for image in scenes(sizes, count)], device)
         except torch.OutOfMemoryError:
             case["error"] = "out of memory"
-        model = vit = words = None
         forget(device)
         cases.append(case)
         yield known

@@ -55,7 +55,7 @@ class Part:
 
 PARTS = {
     "tests": Part(180, 60),
-    "vectors": Part(60, 30),
+    "vectors": Part(75, 40),
     "operators": Part(110, 45),
     "speed": Part(170, 80),
     "launches": Part(45, 25),
@@ -69,7 +69,7 @@ class Task:
     """What a part is to be measured with.
 
     Attributes:
-        device: torch's name of it.
+        device: cuda or cpu.
         quick: small sizes.
         notes: where the part writes while it runs.
         limit: seconds.
@@ -127,10 +127,8 @@ def tests(task: Task) -> dict:
 
 def vectors(task: Task) -> dict:
     """Encoder, head, operators and FreeCP against the vectors in every precision, on the device."""
-    name = torch.device(task.device).type
-    if task.quick:
-        name += " and clearclip and not background"
-    return run_pytest(task, [VECTORS, "-k", name])
+    cases = f"{task.device} and clearclip and not background" if task.quick else task.device
+    return run_pytest(task, [VECTORS, "-k", cases])
 
 
 def run_pytest(task: Task, arguments: list[str]) -> dict:
@@ -139,7 +137,9 @@ def run_pytest(task: Task, arguments: list[str]) -> dict:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     command += ["--tb=short", f"--junitxml={report}", *arguments]
     error = run_process(command, log, task.limit - 15, {"OMP_NUM_THREADS": "1"})
-    found = read_junit(report) if report.exists() else {"output": log.read_text()[-3000:]}
+    found: dict = {"failures": [], "output": log.read_text()[-3000:]}
+    if report.exists():
+        found = read_junit(report)
     # Those of the last line: in JUnit's report a test that was interrupted has passed.
     last = log.read_text()[-500:].rsplit("\n", 2)[-2:]
     for outcome in ("passed", "failed", "skipped"):
@@ -179,14 +179,14 @@ def read_junit(path: Path) -> dict:
 
 def measured(part: str, task: Task) -> dict:
     """A part of gpu_parts.py, by this command in a process of its own."""
-    if not task.device.startswith("cuda") and part in gpu_parts.ON_A_CPU:
+    if task.device == "cpu" and part in gpu_parts.ON_A_CPU:
         return {"not_measured": gpu_parts.ON_A_CPU[part]}
     log = task.notes.with_suffix(".log")
     command = [sys.executable, __file__, "--device", task.device, "--measure", part]
-    command += ["--notes", str(task.notes), "--seconds", str(task.limit - 10)]
+    command += ["--notes", str(task.notes), "--until", str(time.monotonic() + task.limit - 15)]
     command += ["--quick"] if task.quick else []
-    environment = {} if task.device.startswith("cuda") else {"TRITON_INTERPRET": "1"}
-    error = run_process(command, log, task.limit, environment)
+    environment = {} if task.device == "cuda" else {"TRITON_INTERPRET": "1"}
+    error = run_process(command, log, task.limit - 10, environment)
     found = json.loads(task.notes.read_text()) if task.notes.exists() else {}
     if error:
         found = {"error": error, "output": log.read_text()[-1500:], **found}
@@ -194,7 +194,7 @@ def measured(part: str, task: Task) -> dict:
 
 
 def measure(part: str, task: Task) -> int:
-    """In that process: note what a part knows so far, and at last why it failed.
+    """In that process, which has `task.limit`: note what a part knows so far, and why it failed.
 
     Returns:
         an exit code.
@@ -202,9 +202,7 @@ def measure(part: str, task: Task) -> int:
     logging.disable(logging.WARNING)  # random weights and missing descriptions are meant here
     known: dict = {}
     sizes = QUICK if task.quick else Sizes()
-    device = torch.device(task.device)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    device = torch.device(task.device, 0 if task.device == "cuda" else None)
     arguments = sizes, task.quick, device, gpu_parts.Clock(task.limit)
     try:
         with torch.no_grad():
@@ -234,6 +232,8 @@ def missing(report: dict) -> dict[str, str]:
     why = {}
     for name in PARTS:
         part = report["parts"].get(name)
+        cases = part.get("cases", []) if part else []
+        errors = [case["error"] for case in cases if "error" in case]
         if part is None:
             why[name] = "not run yet"
         elif "error" in part:
@@ -242,6 +242,8 @@ def missing(report: dict) -> dict[str, str]:
             why[name] = "shortened: some cases are left out for want of time"
         elif "not_measured" in part:
             why[name] = part["not_measured"]
+        elif errors:
+            why[name] = f"{len(errors)} of {len(cases)} cases: {errors[0]}"
     return why
 
 
@@ -268,7 +270,10 @@ def make_report(report: dict, parts: list[str], device: str, quick: bool, path: 
             report["parts"][name] = {**times, **found}
             report["missing"] = missing(report)
             write(report, path)
-            draw(report, path.with_suffix(".png"))
+            try:
+                draw(report, path.with_suffix(".png"))
+            except Exception:  # costs a picture, not the parts that are to come
+                traceback.print_exc()
             print(f"  {report['missing'].get(name, 'done')}", file=sys.stderr, flush=True)
 
 
@@ -283,18 +288,19 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure, write, print; the exit code is 1 where a part failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="where the report goes")
-    parser.add_argument("--device", default="cuda", help="cuda, cuda:1, or cpu")
+    parser.add_argument("--device", choices=FOLDERS, default="cuda", help="the first GPU, or cpu")
     parser.add_argument("--quick", action="store_true", help="small sizes, few tests")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART")
-    for name in ("--measure", "--notes", "--seconds"):  # of a part's own process
+    for name in ("--measure", "--notes", "--until"):  # of a part's own process
         parser.add_argument(name, help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
-    device = torch.device(args.device)
+    device = torch.device(args.device, 0 if args.device == "cuda" else None)
     if device.type == "cuda" and not torch.cuda.is_available():
         print("make gpu-report: torch finds no CUDA GPU", file=sys.stderr)
         return 1
     if args.measure:
-        task = Task(args.device, args.quick, Path(args.notes), float(args.seconds))
+        left = float(args.until) - time.monotonic()
+        task = Task(args.device, args.quick, Path(args.notes), left)
         return measure(args.measure, task)
     folder = args.output or FOLDERS[device.type]
     folder.mkdir(parents=True, exist_ok=True)
