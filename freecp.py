@@ -1,4 +1,4 @@
-"""The command line of freecp_d2: `freecp segment`, `web`, `evaluate`, `label`, `prepare`.
+"""The command line of freecp_d2: `freecp segment`, `web`, `evaluate`, `label`, `export`, `prepare`.
 
 It stands beside the package, since `import freecp_d2` loads torch, and help should not wait for it.
 """
@@ -14,6 +14,7 @@ SUBCOMMANDS: dict[str, tuple[str, str]] = {
     "web": ("freecp_d2.cli.web", "a web page: drop a picture, type classes"),
     "evaluate": ("freecp_d2.cli.evaluate", "FreeCP, or a base method alone, on data sets"),
     "label": ("freecp_d2.cli.label", "any number of images into label maps, on many machines"),
+    "export": ("freecp_d2.cli.export", "for other runtimes: torch.export, ONNX, OpenVINO"),
     "prepare": ("freecp_d2.data.prepare.__main__", "the label maps of benchmarks, or check them"),
 }
 """Name -> the module whose `main(argv, prog)` it is, and what it does."""

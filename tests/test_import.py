@@ -39,6 +39,7 @@ def test_the_import_costs_no_more_than_what_it_stands_on():
 ROOMS = (
     *(
         "cli",
+        "export",
         "labelling",
         "evaluation",
         "video",
