@@ -418,6 +418,10 @@ def visual_dtype(model: FreeCP) -> torch.dtype:
     return model.encoder.model.visual.conv1.weight.dtype
 
 
+def is_compiled(model):
+    return hasattr(model.encoder._run_blocks, "__wrapped__")
+
+
 def has_quick_gelu(model: FreeCP) -> bool:
     return any(isinstance(module, QuickGELU) for module in model.modules())
 
@@ -465,6 +469,7 @@ REACHES: dict[str, tuple] = {
     "INPUT.FORMAT": ("BGR", lambda model: model.normalize.input_format, "BGR"),
     "INPUT.MAX_SIZE_TEST": (100, mapper("max_size"), 100),
     "INPUT.MIN_SIZE_TEST": (50, mapper("min_size"), 50),
+    "MODEL.CLIP.COMPILE": (True, is_compiled, True),
     "MODEL.CLIP.GEM.DEPTH": (3, base_method("gem_depth"), 3, of_method("gem")),
     "MODEL.CLIP.GEM.HEAD_AVERAGE": (True, base_method("first_head_alone"), False, of_method("gem")),
     "MODEL.CLIP.NACLIP.ATTN_STRATEGY": (

@@ -127,8 +127,21 @@ def recorded_attention(
         if head_record is not None:
             head_record += share * weights
         return weights @ value
+    return _attention_by_head(query, key, value, list(records), head_record, share).transpose(1, 2)
+
+
+@torch.library.custom_op("freecp::attention_by_head", mutates_args=("records", "head_record"))
+def _attention_by_head(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    records: list[Tensor],
+    head_record: Tensor | None,
+    share: float,
+) -> Tensor:
+    """One operator, so that compiling does not unroll it; (B, T, heads, d)."""
     batch, heads, length, width = query.shape
-    attended = query.new_empty(batch, length, heads, width).transpose(1, 2)
+    attended = query.new_empty(batch, length, heads, width)
     query = (query * width**-0.5).contiguous()
     key, value_t = key.contiguous(), value.transpose(2, 3).contiguous()
     for image in range(batch):
@@ -139,8 +152,21 @@ def recorded_attention(
                 record[image].add_(weights, alpha=1 / heads)
             if head_record is not None:
                 head_record[at].add_(weights, alpha=share)
-            attended[at] = linear(weights, value_t[at])
+            attended[image, :, head] = linear(weights, value_t[at])
     return attended
+
+
+@_attention_by_head.register_fake
+def _(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    records: list[Tensor],
+    head_record: Tensor | None,
+    share: float,
+) -> Tensor:
+    batch, heads, length, width = query.shape
+    return query.new_empty(batch, length, heads, width)
 
 
 def mean_attention(query: Tensor, key: Tensor, bias: Tensor | None = None) -> Tensor:

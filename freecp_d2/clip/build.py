@@ -40,6 +40,7 @@ def build_clip(cfg: CfgNode) -> tuple[DenseCLIP, TextEncoder]:
         clip.METHOD,
         affinity=cfg.MODEL.FREECP.AFFINITY,
         bf16_matmul=precision == BF16_MATMUL,
+        compile=clip.COMPILE,
         **options,
     )
     return encoder, TextEncoder(weights, tokenizer, clip.TEXT_CACHE or None)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial, wraps
-from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeAlias, TypeVar
 
 import open_clip
 import torch
@@ -12,8 +12,9 @@ from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
 from . import blocks, matmul
+from .compilation import compiled
 from .digests import state_of
-from .methods import BASE_METHODS, Trunk, base_method
+from .methods import BASE_METHODS, Reads, Trunk, base_method
 
 MAX_GRIDS = 16
 """So many grids of patches keep their positional embedding."""
@@ -50,6 +51,17 @@ class DenseFeatures:
         return self.patches if self.reread is None else self.reread(text)
 
 
+class _Passed(NamedTuple):
+    """What :class:`Trunk` takes of the blocks but the last, and the affinity that they recorded."""
+
+    tokens: Tensor
+    total: Tensor | None
+    block_tokens: dict[int, Tensor]
+    attention: dict[int, Tensor]
+    head_attention: Tensor | None
+    second_stream: Tensor | None
+
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -82,6 +94,7 @@ class DenseCLIP(nn.Module):
         affinity: what FreeCP's affinity is made of, the trunk's "attention" or the "method"'s own
             similarity; see MODEL.FREECP.AFFINITY.
         bf16_matmul: multiply float32 in bfloat16 on CPUs; see MODEL.CLIP.PRECISION.
+        compile: the blocks but the last; see MODEL.CLIP.COMPILE.
         method_options: of the base method; see `freecp_d2.clip.methods`. Those of other methods may
             be among them and are not read, so that one set serves a comparison.
 
@@ -97,6 +110,7 @@ class DenseCLIP(nn.Module):
         *,
         affinity: str = "attention",
         bf16_matmul: bool = False,
+        compile: bool = False,
         **method_options: Any,
     ):
         super().__init__()
@@ -120,6 +134,7 @@ class DenseCLIP(nn.Module):
         self.logit_scale: float = model.logit_scale.float().exp().item()
         self._reads = self.base_method.reads(len(self._blocks))
         self._positions: dict[tuple, Tensor] = {}
+        self._run_blocks = compiled(self._pass_blocks) if compile else self._pass_blocks
 
     @property
     def patch_size(self) -> tuple[int, int]:
@@ -180,11 +195,8 @@ class DenseCLIP(nn.Module):
             ValueError: images smaller than a patch.
         """
         tokens, _ = self._embed(images)
-        *trunk, last = self._blocks
-        for block in trunk:
-            qkv = blocks.project_qkv(block, block.ln_1(tokens))
-            attended = F.scaled_dot_product_attention(*qkv)
-            tokens = blocks.finish_block(block, tokens, attended)
+        tokens = self._run_blocks(tokens, Reads(), False).tokens
+        last = self._blocks[-1]
         qkv = blocks.project_qkv(last, last.ln_1(tokens))
         return self._project(blocks.cls_block(last, tokens, qkv))
 
@@ -199,8 +211,22 @@ class DenseCLIP(nn.Module):
             and :attr:`DenseFeatures.attention` of the trunk, if `record_attention`.
         """
         tokens, grid = self._embed(images)
+        passed = self._run_blocks(tokens, self._reads, record_attention)
+        trunk = Trunk(
+            last=self._blocks[-1],
+            tokens=passed.tokens,
+            grid=grid,
+            block_tokens=passed.block_tokens,
+            attention=passed.attention,
+            head_attention=passed.head_attention,
+            second_stream=passed.second_stream,
+        )
+        return trunk, passed.total
+
+    def _pass_blocks(self, tokens: Tensor, reads: Reads, record_attention: bool) -> _Passed:
+        """All blocks but the last; also what :attr:`run_blocks` compiles."""
         *trunk, last = self._blocks
-        reads, method = self._reads, self.base_method
+        method = self.base_method
         batch, length, _ = tokens.shape
         heads = last.attn.num_heads
         total = head_attention = stream = None
@@ -234,16 +260,9 @@ class DenseCLIP(nn.Module):
             tokens = blocks.finish_block(block, tokens, attended)
             if index in reads.tokens:
                 block_tokens[index] = tokens
-        reading = Trunk(
-            last=last,
-            tokens=tokens,
-            grid=grid,
-            block_tokens=block_tokens,
-            attention=attention,
-            head_attention=head_attention,
-            second_stream=stream,
-        )
-        return reading, None if total is None else total[:, 1:, 1:] / len(trunk)
+        if total is not None:
+            total = total[:, 1:, 1:] / len(trunk)
+        return _Passed(tokens, total, block_tokens, attention, head_attention, stream)
 
     def _rereading(self, trunk: Trunk, images: Tensor, patches: Tensor) -> Reread | None:
         kept = self.base_method.keep(trunk)
