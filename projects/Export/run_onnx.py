@@ -89,7 +89,8 @@ def read(file: Path, upright: bool) -> np.ndarray:
         OSError, ValueError: there is no such file, or OpenCV does not know it.
     """
     flags = cv2.IMREAD_COLOR | (0 if upright else cv2.IMREAD_IGNORE_ORIENTATION)
-    image = cv2.imdecode(np.frombuffer(file.read_bytes(), np.uint8), flags)
+    content = np.frombuffer(file.read_bytes(), np.uint8)
+    image = cv2.imdecode(content, flags) if len(content) else None
     if image is None:
         raise ValueError(f"{file}: not an image that OpenCV reads; convert it")
     return np.ascontiguousarray(image[:, :, ::-1])

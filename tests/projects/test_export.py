@@ -13,6 +13,7 @@ from PIL import Image
 
 from freecp_d2 import FreeCPPredictor
 from freecp_d2.cli.export import main
+from freecp_d2.data.images import read_image
 from freecp_d2.data.scenes import CLASSES, draw_scene
 
 ROOT = Path(__file__).parents[2]
@@ -69,6 +70,20 @@ def test_label_maps_are_freecps(tmp_path, case):
     )
 
 
+def test_a_photo_is_turned_as_its_exif_data_say(tmp_path):
+    """Pixels are what this package reads, too, by another decoder."""
+    image = Image.fromarray(draw_scene(1002).image)
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "photo.jpg", exif=exif, quality=90)
+    read = runpy.run_path(str(SCRIPT))["read"]
+    for upright in (True, False):
+        expected = read_image(tmp_path / "photo.jpg", exif_orientation=upright)
+        pixels = read(tmp_path / "photo.jpg", upright)
+        assert pixels.shape == expected.shape
+        assert np.abs(pixels.astype(int) - expected).max() <= 2
+
+
 def test_it_runs_alone(tmp_path):
     predictor = exported(tmp_path, "look-alikes")
     scene = draw_scene(1001, 260, 300).image
@@ -86,6 +101,7 @@ def test_it_runs_alone(tmp_path):
 
     description = json.loads((tmp_path / "exported/description.json").read_text())
     (tmp_path / "text.txt").write_text("no image")
+    (tmp_path / "empty.png").write_bytes(b"")
     Image.fromarray(scene[:100, :20]).resize((20, 3000)).save(tmp_path / "narrow.png")
     for change, file, said in (
         (
@@ -95,6 +111,7 @@ def test_it_runs_alone(tmp_path):
         ),
         ({"format_version": 2}, "scene.png", "format onnx, version 2; this program reads onnx"),
         ({}, "text.txt", "not an image that OpenCV reads"),
+        ({}, "empty.png", "not an image that OpenCV reads"),
         ({}, "nothing.png", "No such file"),
         ({}, "narrow.png", "smaller than the model's window of 224"),
     ):
