@@ -105,6 +105,17 @@ def test_an_export_takes_the_place_of_another(tmp_path, no_programs):
     assert (folder / "notes.txt").read_text() == "mine" and (folder / "head.onnx").is_file()
 
 
+def test_what_is_exported_is_not_compiled_and_in_float32(tmp_path, no_programs, monkeypatch):
+    """Whatever the config says of how PyTorch is to run it."""
+    exported = []
+    monkeypatch.setattr(exporting, "crop_program", exported.append)
+    opts = "MODEL.CLIP.COMPILE", "True", "MODEL.CLIP.PRECISION", "auto"
+    run(tmp_path / "exported", "onnx", *WORDS, "--opts", *opts)
+    (encoder,) = exported
+    assert encoder._run_blocks == encoder._pass_blocks and not encoder.bf16_matmul
+    assert encoder.model.visual.proj.dtype == torch.float32
+
+
 def test_an_empty_folder_is_free_and_a_file_is_not(tmp_path, no_programs):
     (tmp_path / "empty").mkdir()
     run(tmp_path / "empty", "onnx", *WORDS)
