@@ -95,6 +95,9 @@ def add_freecp_config(cfg: CfgNode) -> None:
     # How many windows, and how many crops of the ambiguity stage, go through CLIP at once.
     freecp.BATCH_SIZE = 16
     freecp.CROP_BATCH_SIZE = 64
+    # Launch CLIP's blocks and steps 2 to 5 as CUDA graphs, one for every shape of a batch: on CUDA
+    # alone, and meant for images of one size.
+    freecp.COMPILE = False
     # False switches a stage off.
     freecp.REDUNDANCY = True
     freecp.AMBIGUITY = True

@@ -31,6 +31,7 @@ from freecp_d2.affinity import TimmViT
 from freecp_d2.cli import segment
 from freecp_d2.cli.evaluate import Trainer
 from freecp_d2.clip import base_method_names
+from freecp_d2.cuda_graphs import Graphed
 from freecp_d2.data import describe, load_descriptions
 from freecp_d2.data.mapper import InferenceMapper
 from freecp_d2.encoding import Normalize
@@ -422,6 +423,10 @@ def is_compiled(model):
     return hasattr(model.encoder._run_blocks, "__wrapped__")
 
 
+def is_graphed(model):
+    return isinstance(model.encoder._run_window, Graphed)
+
+
 def has_quick_gelu(model: FreeCP) -> bool:
     return any(isinstance(module, QuickGELU) for module in model.modules())
 
@@ -529,6 +534,7 @@ REACHES: dict[str, tuple] = {
     ),
     "MODEL.FREECP.BATCH_SIZE": (3, lambda model: model.batch_size, 3),
     "MODEL.FREECP.BOX_FULL_EXTENT": (True, head("box_full_extent"), True),
+    "MODEL.FREECP.COMPILE": (True, is_graphed, True),
     "MODEL.FREECP.CONSISTENCY": ("paper", head("true_iou"), True),
     "MODEL.FREECP.CROP_BATCH_SIZE": (5, head("crop_batch_size"), 5),
     "MODEL.FREECP.DESCRIPTIONS": ("descriptions.json", is_described, True),

@@ -41,6 +41,7 @@ def build_clip(cfg: CfgNode) -> tuple[DenseCLIP, TextEncoder]:
         affinity=cfg.MODEL.FREECP.AFFINITY,
         bf16_matmul=precision == BF16_MATMUL,
         compile=clip.COMPILE,
+        cuda_graphs=cfg.MODEL.FREECP.COMPILE,
         **options,
     )
     return encoder, TextEncoder(weights, tokenizer, clip.TEXT_CACHE or None)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
+from ..cuda_graphs import Graphed
 from . import blocks, matmul
 from .compilation import compiled
 from .digests import state_of
@@ -95,6 +96,7 @@ class DenseCLIP(nn.Module):
             similarity; see MODEL.FREECP.AFFINITY.
         bf16_matmul: multiply float32 in bfloat16 on CPUs; see MODEL.CLIP.PRECISION.
         compile: the blocks but the last; see MODEL.CLIP.COMPILE.
+        cuda_graphs: run them on windows as CUDA graphs; see MODEL.FREECP.COMPILE.
         method_options: of the base method; see `freecp_d2.clip.methods`. Those of other methods may
             be among them and are not read, so that one set serves a comparison.
 
@@ -111,6 +113,7 @@ class DenseCLIP(nn.Module):
         affinity: str = "attention",
         bf16_matmul: bool = False,
         compile: bool = False,
+        cuda_graphs: bool = False,
         **method_options: Any,
     ):
         super().__init__()
@@ -135,6 +138,7 @@ class DenseCLIP(nn.Module):
         self._reads = self.base_method.reads(len(self._blocks))
         self._positions: dict[tuple, Tensor] = {}
         self._run_blocks = compiled(self._pass_blocks) if compile else self._pass_blocks
+        self._run_window = Graphed(self._run_blocks) if cuda_graphs else self._run_blocks
 
     @property
     def patch_size(self) -> tuple[int, int]:
@@ -211,7 +215,7 @@ class DenseCLIP(nn.Module):
             and :attr:`DenseFeatures.attention` of the trunk, if `record_attention`.
         """
         tokens, grid = self._embed(images)
-        passed = self._run_blocks(tokens, self._reads, record_attention)
+        passed = self._run_window(tokens, self._reads, record_attention)
         trunk = Trunk(
             last=self._blocks[-1],
             tokens=passed.tokens,

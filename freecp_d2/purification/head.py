@@ -13,6 +13,7 @@ from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
 from ..clip import DenseFeatures
+from ..cuda_graphs import Graphed
 from . import stages
 from .stages import Selected
 
@@ -109,6 +110,7 @@ class PurificationHead(nn.Module):
         consistency: "code" or "paper"; see MODEL.FREECP.CONSISTENCY.
         box_full_extent: True: boxes reach the last row and column, which the published ones miss.
         crop_batch_size: how many crops go through CLIP at once.
+        cuda_graphs: run steps 2 to 5 as CUDA graphs; see MODEL.FREECP.COMPILE.
 
     Raises:
         ValueError: `consistency` is neither, a threshold is none from 0 to 1, or `crop_batch_size`
@@ -127,6 +129,7 @@ class PurificationHead(nn.Module):
         consistency: str = "code",
         box_full_extent: bool = False,
         crop_batch_size: int = 64,
+        cuda_graphs: bool = False,
     ):
         super().__init__()
         if consistency not in CONSISTENCIES:
@@ -146,6 +149,8 @@ class PurificationHead(nn.Module):
         self.true_iou = consistency == "paper"
         self.box_full_extent = box_full_extent
         self.crop_batch_size = crop_batch_size
+        candidates = stages.select_candidates
+        self._select_candidates = Graphed(candidates) if cuda_graphs else candidates
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -159,6 +164,7 @@ class PurificationHead(nn.Module):
             "consistency": freecp.CONSISTENCY,
             "box_full_extent": freecp.BOX_FULL_EXTENT,
             "crop_batch_size": freecp.CROP_BATCH_SIZE,
+            "cuda_graphs": freecp.COMPILE,
         }
 
     @torch.no_grad()
@@ -224,7 +230,7 @@ class PurificationHead(nn.Module):
             num_background = self.num_background
         _require_class(len(text), num_background)
         patches = features.patches_for(text)
-        probabilities, refined, consistency, kept = stages.select_candidates(
+        probabilities, refined, consistency, kept = self._select_candidates(
             patches,
             features.attention,
             text,
