@@ -20,9 +20,9 @@ KERNELS = {
     "_normaliser_kernel",
     "_mean_attention_kernel",
 }
-# Bytes of shared memory that a program can have with compute capability 8.6 or 8.9, the least from
-# 8.0 on, from the CUDA C++ Programming Guide.
-SHARED = 99 * 1024
+# Bytes of shared memory that a program can have, from the CUDA C++ Programming Guide: that of 8.6
+# and 8.9, which take what 8.0 takes but have less than its 163 KB, and that of 9.0.
+SHARED = {80: 99 * 1024, 90: 227 * 1024}
 
 
 @pytest.mark.parametrize("sm", [80, 90])
@@ -40,7 +40,7 @@ def test_kernels_compile_ahead_of_time(tmp_path, sm):
         assert {x["kernel"] for x in launches if dtype in x["signature"]} == KERNELS
     for launch in launches:
         assert launch["target"] and launch["binary"] > 0, launch
-        assert launch["shared"] <= SHARED, launch
+        assert launch["shared"] <= SHARED[sm], launch
         assert all(size < 2**16 for size in launch["grid"][1:]), launch
         # Not div.full or rcp.approx: a quotient of equal numbers is 1, and no map exceeds it.
         assert set(launch["divisions"]) <= {"div.rn.f32"}, launch
