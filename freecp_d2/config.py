@@ -67,6 +67,11 @@ def add_freecp_config(cfg: CfgNode) -> None:
     # tenth faster in bf16 on a CPU, a twentieth in fp32. What is compiled is kept in
     # TORCHINDUCTOR_CACHE_DIR, by default in /tmp.
     clip.COMPILE = False
+    # What runs the image tower: torch; or, on CPUs, openvino or onnxruntime (pip install
+    # 'freecp_d2[export]'), compiled once for every size of windows, which takes some 15 seconds for
+    # a ViT-B/16. With openvino, the PRECISIONs bf16 and bf16_matmul both mean that all is computed
+    # in bfloat16; onnxruntime has fp32 alone. Base methods that read the words are refused.
+    clip.ENGINE = "torch"
     # Text features are kept here, by default in the user's cache folder. "": they are encoded anew
     # at every start.
     clip.TEXT_CACHE = str(user_cache_path("freecp_d2") / "text_features")

@@ -31,6 +31,7 @@ from freecp_d2.affinity import TimmViT
 from freecp_d2.cli import segment
 from freecp_d2.cli.evaluate import Trainer
 from freecp_d2.clip import base_method_names
+from freecp_d2.clip.engine import EngineCLIP
 from freecp_d2.cuda_graphs import Graphed
 from freecp_d2.data import describe, load_descriptions
 from freecp_d2.data.mapper import InferenceMapper
@@ -415,6 +416,10 @@ def mapper(name: str) -> Callable[[InferenceMapper], object]:
     return lambda mapper: getattr(mapper, name)
 
 
+def class_of_encoder(model):
+    return type(model.encoder)
+
+
 def visual_dtype(model: FreeCP) -> torch.dtype:
     return model.encoder.model.visual.conv1.weight.dtype
 
@@ -484,6 +489,7 @@ REACHES: dict[str, tuple] = {
         of_method("naclip"),
     ),
     "MODEL.CLIP.NACLIP.GAUSSIAN_STD": (2.0, base_method("gaussian_std"), 2.0, of_method("naclip")),
+    "MODEL.CLIP.ENGINE": ("openvino", class_of_encoder, EngineCLIP),
     "MODEL.CLIP.LAST_BLOCK": ("residual", base_method("last_block"), "residual"),
     "MODEL.CLIP.METHOD": ("sclip", encoder("method"), "sclip"),
     "MODEL.CLIP.NAME": ("quick.json", has_quick_gelu, True),

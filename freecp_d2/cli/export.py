@@ -70,7 +70,8 @@ def _export(args: argparse.Namespace) -> None:
     if said := check_exportable(cfg):
         print(said)
     vocabulary = None if args.vocabulary is None else words_of(args.vocabulary)
-    cfg = finished_config(cfg, ["MODEL.CLIP.PRECISION", "fp32", "MODEL.CLIP.COMPILE", "False"])
+    in_torch = [*("MODEL.CLIP.PRECISION", "fp32"), *("MODEL.CLIP.COMPILE", "False")]
+    cfg = finished_config(cfg, [*in_torch, "MODEL.CLIP.ENGINE", "torch"])
     segmenter = Segmenter(build_model(cfg), cfg)
     words = segmenter.words_of(vocabulary, background_of(args.background))
     args.output.absolute().parent.mkdir(parents=True, exist_ok=True)

@@ -96,8 +96,8 @@ def require_no_words(encoder: DenseCLIP) -> None:
         if encoder.method == "resclip":
             remedy = "set MODEL.CLIP.RESCLIP.USE_SFR False"
         raise ValueError(
-            f"MODEL.CLIP.METHOD {encoder.method} reads images once more for the words, which an "
-            f"exported encoder cannot; {remedy}"
+            f"MODEL.CLIP.METHOD {encoder.method} reads images once more for the words, which "
+            f"programs for other runtimes than torch cannot; {remedy}"
         )
 
 
@@ -122,4 +122,5 @@ def _at_one_size(encoder: DenseCLIP, size: tuple[int, int]) -> DenseCLIP:
     fixed = copy.copy(encoder)
     fixed._modules = {"model": nn.ModuleDict({"visual": visual})}  # without the text tower
     fixed.bf16_matmul = False
+    fixed._run_blocks = fixed._run_window = fixed._pass_blocks  # the copy's own, not compiled
     return fixed

@@ -14,6 +14,7 @@ from torch import nn
 
 from .. import __version__
 from ..clip.digests import hash_of_tensors
+from ..clip.engine import EngineCLIP
 from ..clip.loading import BF16_MATMUL, PRECISIONS
 from ..data import Vocabulary, load_descriptions
 from ..meta_arch import FreeCP
@@ -92,8 +93,11 @@ def differing_keys(former: Mapping[str, Any], settings: Mapping[str, Any]) -> li
 def precision_of(module: nn.Module) -> str:
     """The lowest of its parameters: fp32, fp16 or bf16. LayerNorms stay fp32 in every CLIP.
 
-    It is "bf16_matmul" where the module says so of itself, as DenseCLIP does.
+    It is "bf16_matmul" where the module says so of itself, as DenseCLIP does, and what EngineCLIP
+    says of itself.
     """
+    if isinstance(module, EngineCLIP):
+        return module.precision
     if getattr(module, BF16_MATMUL, False):
         return BF16_MATMUL
     lowest = min(
