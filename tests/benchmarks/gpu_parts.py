@@ -4,9 +4,11 @@ A part is a generator of what it knows so far, as JSON can have it. What it gave
 report has of it, should it be stopped or fail.
 """
 
+import dataclasses
 import gc
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -150,6 +152,33 @@ def operators(sizes: Sizes, quick: bool, device: torch.device, clock: Clock) -> 
         yield {"cases": cases}
 
 
+@dataclass(frozen=True)
+class Setting:
+    """How images are segmented: precision, images and windows at once, MODEL.FREECP.COMPILE."""
+
+    precision: str
+    images: int
+    windows_at_once: int
+    cuda_graphs: bool = False
+
+    @property
+    def keys(self) -> dict[str, object]:
+        """Of the config."""
+        return {
+            "MODEL.FREECP.BATCH_SIZE": self.windows_at_once,
+            "MODEL.FREECP.COMPILE": self.cuda_graphs,
+        }
+
+
+def settings_of(quick: bool, device: torch.device) -> list[Setting]:
+    """What is measured; CUDA graphs, which may fail in ways of their own, last."""
+    batches = QUICK_BATCHES if quick else BATCHES
+    first, second = ([Setting(p, *batch) for batch in batches.items()] for p in precisions(device))
+    if device.type != "cuda":
+        return [first[0], second[1]]
+    return [*first, *second, *(replace(setting, cuda_graphs=True) for setting in first)]
+
+
 def precisions(device: torch.device) -> tuple[str, str]:
     """What is measured: first what MODEL.CLIP.PRECISION "auto" is on a GPU."""
     return ("fp16", "bf16") if device.type == "cuda" else ("fp32", "bf16")
@@ -158,17 +187,14 @@ def precisions(device: torch.device) -> tuple[str, str]:
 def speed(sizes: Sizes, quick: bool, device: torch.device, clock: Clock) -> Iterator[dict]:
     """Images a second of FreeCP, of the bare forward and of the transcription; the head's share."""
     cases: list[dict] = []
-    batches = QUICK_BATCHES if quick else BATCHES
-    plan = [(precision, *batch) for precision in precisions(device) for batch in batches.items()]
-    plan = plan[::3] if quick else plan
-    for done, (precision, images, at_once) in enumerate(plan):
+    plan = settings_of(quick, device)
+    for done, setting in enumerate(plan):
         if done and clock.left < 10:
             yield {"cases": cases, "shortened": True}
             return
-        case: dict = {"precision": precision, "images": images, "windows_at_once": at_once}
-        share = 1 / (len(plan) - done)
+        case = dataclasses.asdict(setting)
         try:
-            case |= _speed(sizes, quick, device, precision, images, at_once, clock, share)
+            case |= _speed(sizes, quick, device, setting, clock, 1 / (len(plan) - done))
         except torch.OutOfMemoryError:
             case["error"] = "out of memory"
         forget(device)
@@ -180,25 +206,25 @@ def _speed(
     sizes: Sizes,
     quick: bool,
     device: torch.device,
-    precision: str,
-    count: int,
-    at_once: int,
+    setting: Setting,
     clock: Clock,
     share: float,
 ) -> dict:
-    """One case: `count` images and `at_once` windows at once, by a ViT-B/16 of `precision`."""
-    classes = sizes.classes[2]
-    vit = pace_model(quick, 224, device, precision)
-    pace = DenseCLIP(vit, METHOD)
-    bare = pace_model(quick, sizes.window, device, precision)
+    """One case, in a share of what is left of the time."""
+    classes, count, at_once = sizes.classes[2], setting.images, setting.windows_at_once
+    vit = pace_model(quick, 224, device, setting.precision)
+    pace = DenseCLIP(vit, METHOD, cuda_graphs=setting.cuda_graphs)
+    bare = pace_model(quick, sizes.window, device, setting.precision)
     images = scenes(sizes, count)
     pixels = windows(sizes, images).to(device)
     batches = pixels.split(at_once)
     ours = Replay(DIMENSION, device)
-    model = whole_image_model(sizes, classes, ours, {"MODEL.FREECP.BATCH_SIZE": at_once})
+    model = whole_image_model(sizes, classes, ours, setting.keys)
     words = model.words
     given = [{"image": image} for image in images]
-    head = PurificationHead(REDUNDANCY_THRESHOLD, AMBIGUITY_THRESHOLD)
+    head = PurificationHead(
+        REDUNDANCY_THRESHOLD, AMBIGUITY_THRESHOLD, cuda_graphs=setting.cuda_graphs
+    )
     features = Inputs(SceneEncoder(DIMENSION, device), pixels, class_names(classes)).features
     of_head, of_transcription = Replay(DIMENSION, device), Replay(DIMENSION, device)
     transcribed = images[:TRANSCRIBED]
@@ -268,18 +294,19 @@ device, so that cudaDeviceSynchronize does not count."""
 
 def launches(sizes: Sizes, quick: bool, device: torch.device, clock: Clock) -> Iterator[dict]:
     """How many kernels FreeCP launches, and how often the host waits, by torch.profiler."""
-    vit = DenseCLIP(pace_model(quick, 224, device, precisions(device)[0]), METHOD)
     cases: list[dict] = []
-    for count, at_once in (QUICK_BATCHES if quick else BATCHES).items():
+    for setting in settings_of(quick, device):
+        if setting.precision != precisions(device)[0]:
+            continue
+        vit = pace_model(quick, 224, device, setting.precision)
+        pace = DenseCLIP(vit, METHOD, cuda_graphs=setting.cuda_graphs)
         encoder = Replay(DIMENSION, device)
-        model = whole_image_model(
-            sizes, sizes.classes[2], encoder, {"MODEL.FREECP.BATCH_SIZE": at_once}
-        )
-        given = [{"image": image} for image in scenes(sizes, count)]
-        case: dict = {"images": count, "windows_at_once": at_once}
+        model = whole_image_model(sizes, sizes.classes[2], encoder, setting.keys)
+        given = [{"image": image} for image in scenes(sizes, setting.images)]
+        case = dataclasses.asdict(setting)
         for name, costs in (
             ("outside_of_the_encoder", (None, None)),
-            ("all", (vit, vit.encode_cls)),
+            ("all", (pace, pace.encode_cls)),
         ):
             encoder.dense_cost, encoder.cls_cost = costs
 
@@ -308,7 +335,7 @@ def count_calls(counts: dict[str, int]) -> dict:
     """Launches and waits among events, and all of CUDA's calls by name."""
     calls = {n: c for n, c in counts.items() if n.startswith(("cuda", "cuLaunch", "cuMem"))}
     waiting = {name: c for name, c in calls.items() if name in WAITS}
-    launched = {n: c for n, c in calls.items() if n not in waiting and n.startswith(LAUNCHES)}
+    launched = {name: c for name, c in calls.items() if name.startswith(LAUNCHES)}
     return {"launches": sum(launched.values()), "waits": sum(waiting.values()), "calls": calls}
 
 
