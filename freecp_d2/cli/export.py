@@ -18,6 +18,12 @@ from ..errors import add_debug_option, one_sentence, path_argument
 from .register import add_register_option, register_files
 from .words import add_words_options, background_of, parse_words, words_of
 
+PLAIN = (
+    *("MODEL.CLIP.PRECISION", "fp32", "MODEL.CLIP.ENGINE", "torch"),
+    *("MODEL.CLIP.COMPILE", "False", "MODEL.FREECP.COMPILE", "False"),
+)
+"""How a model is run, of which an export knows nothing."""
+
 
 def parse_args(argv: Sequence[str] | None, prog: str | None = None) -> argparse.Namespace:
     """The options. `prog`: as in :func:`main`."""

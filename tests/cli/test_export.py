@@ -13,6 +13,7 @@ import torch
 from freecp_d2 import export as exporting
 from freecp_d2 import load_config
 from freecp_d2.cli.export import main
+from freecp_d2.clip import DenseCLIP
 from freecp_d2.data.scenes import draw_scene
 from freecp_d2.export import check_exportable
 from freecp_d2.export.check import Agreement, compare
@@ -109,11 +110,15 @@ def test_what_is_exported_is_not_compiled_and_in_float32(tmp_path, no_programs, 
     """Whatever the config says of how PyTorch is to run it."""
     exported = []
     monkeypatch.setattr(exporting, "crop_program", exported.append)
-    opts = "MODEL.CLIP.COMPILE", "True", "MODEL.CLIP.PRECISION", "auto"
-    run(tmp_path / "exported", "onnx", *WORDS, "--opts", *opts)
-    (encoder,) = exported
-    assert encoder._run_blocks == encoder._pass_blocks and not encoder.bf16_matmul
-    assert encoder.model.visual.proj.dtype == torch.float32
+    for key, value in (
+        ("MODEL.CLIP.COMPILE", "True"),
+        ("MODEL.CLIP.ENGINE", "openvino"),
+        ("MODEL.FREECP.COMPILE", "True"),
+    ):
+        run(tmp_path / "exported", "onnx", *WORDS, "--opts", key, value)
+        encoder = exported[-1]
+        assert type(encoder) is DenseCLIP and encoder._run_blocks == encoder._pass_blocks
+        assert encoder.model.visual.proj.dtype == torch.float32 and not encoder.bf16_matmul
 
 
 def test_an_empty_folder_is_free_and_a_file_is_not(tmp_path, no_programs):
