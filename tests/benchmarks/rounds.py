@@ -22,7 +22,10 @@ class Timed:
 
 
 def interleaved(
-    runs: dict[str, Timed], rounds: int, device: torch.device
+    runs: dict[str, Timed],
+    rounds: int,
+    device: torch.device,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, dict[str, list[float]]]:
     """Of every run and round, after a warm-up.
 
@@ -36,10 +39,10 @@ def interleaved(
             if timed.encoder is not None:
                 timed.encoder.reset()
             synchronize(device)
-            start = time.perf_counter()
+            start = clock()
             timed.run()
             synchronize(device)
-            seconds = time.perf_counter() - start
+            seconds = clock() - start
             encoder = timed.encoder
             away, crop_seconds, crops = (
                 (encoder.away_seconds, encoder.crop_seconds, encoder.crops)
