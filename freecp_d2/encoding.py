@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import transfers
 from .affinity import AffinityProvider, SourceImage, WindowAffinity
 from .clip import DenseCLIP, DenseFeatures, Reread
 from .sliding_window import Window, patch_padding
@@ -114,20 +115,13 @@ class Normalize(nn.Module):
         Raises:
             ValueError: an image of another shape; it names the file.
         """
-        image = upload(x["image"], self.device).float()
+        image = transfers.upload(x["image"], self.device).float()
         if image.ndim != 3 or len(image) != 3:
             raise ValueError(
                 f"{name_of(x)}: an image has shape (3, H, W), not {tuple(image.shape)}"
             )
         image = image.flip(0) if self.input_format == "BGR" else image
         return (image - self.get_buffer("mean")) / self.get_buffer("std")
-
-
-def upload(image: Tensor, device: torch.device) -> Tensor:
-    """An image on `device`, in its own dtype and without waiting for it."""
-    if device.type == "cuda" and image.device.type == "cpu":
-        image = image.pin_memory()
-    return image.to(device, non_blocking=True)
 
 
 def check_pixel_values(name: str, values: Sequence[float]) -> None:

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import transfers
 from .encoding import EncodedImages
-from .purification.stages import is_accelerator, to_device, to_host
 from .sliding_window import Window, upsample
 from .timing import StageTimer
 from .words import Words
@@ -70,7 +70,7 @@ def coverage(windows: Sequence[Window], size: Sequence[int]) -> list[np.ndarray]
 def window_means(means: Sequence[WindowMean]) -> list[Tensor]:
     """The mean of each, (channels, H, W), with one upload for all."""
     counts = [count for mean in means for count in coverage(mean.windows, mean.total.shape[1:])]
-    on_device = to_device(counts, means[0].total.device)
+    on_device = transfers.to_device(counts, means[0].total.device)
     pairs = zip(on_device[::2], on_device[1::2], strict=True)
     return [mean.mean(*pair) for mean, pair in zip(means, pairs, strict=True)]
 
@@ -87,7 +87,7 @@ def upsampled(
 
 def _windows_at_once(values: int, device: torch.device) -> int:
     """How many windows of so many values are upsampled together."""
-    return max(1, UPSAMPLED_VALUES // max(values, 1)) if is_accelerator(device) else 1
+    return max(1, UPSAMPLED_VALUES // max(values, 1)) if transfers.is_accelerator(device) else 1
 
 
 def merge_windows(
@@ -111,7 +111,7 @@ def merge_windows(
     ends = np.cumsum([len(batch) for batch in maps])
     survivors = [np.stack(np.nonzero(stays)) for stays in np.split(kept, ends[:-1])]
     channels_of_all = channel_of_query[np.nonzero(kept)[1]]
-    rows, columns, queries, channels, *on_device = to_device(
+    rows, columns, queries, channels, *on_device = transfers.to_device(
         [*coverage(windows, size), *np.nonzero(anywhere), channels_of_all, *survivors], device
     )
     chosen = torch.cat([batch[tuple(i)] for batch, i in zip(maps, on_device, strict=True)])
@@ -175,7 +175,7 @@ def base_similarities(
                 maps = maps[:, top : top + height, left : left + width]
                 means[window.image].add(window, maps)
     with timer.stage("merge", device):
-        (total,) = to_host([torch.cat(sums)])
+        (total,) = transfers.to_host([torch.cat(sums)])
         finite = np.isfinite(total)
         if not finite.all():
             name = encoded.names[windows[int(finite.argmin())].image]

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import transfers
 from .clip import DenseCLIP
 from .encoding import EncodedImages
 from .merging import WindowMean, upsampled, window_means
 from .purification import Candidates, NonFiniteInput, PurificationHead
-from .purification.stages import to_host
 from .sliding_window import Window
 from .timing import StageTimer
 from .words import Words
@@ -115,7 +115,7 @@ def purify_windows(
             )
             for views, selected in zip(pixels, fetched, strict=True)
         ]
-        on_host = to_host([tensor for outcome in outcomes for tensor in outcome])
+        on_host = transfers.to_host([tensor for outcome in outcomes for tensor in outcome])
         kept, beaten_by = np.concatenate(on_host[::2]), np.concatenate(on_host[1::2])
     return PurifiedWindows(
         windows=windows,

@@ -5,13 +5,17 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from . import transfers
 from .data.benchmarks.protocols import Refinement
 from .ops import pamr
 from .propagation import propagate
 from .sliding_window import upsample_rows
 
 STRIP_VALUES = 2**22
-"""How many values of unrefined maps exist at once."""
+"""How many values of unrefined maps exist at once on a CPU, whose caches count."""
+
+STRIP_VALUES_OF_GPU = 2**25
+"""The same on a GPU, where every strip is a dozen launches: 128 MB."""
 
 REFINED_VALUES = 2**26
 """How many values of maps, and how many weights of neighbours, PAMR has at once."""
@@ -36,7 +40,8 @@ def refined_strips(
     if refinement.tlp_grid:
         maps = propagate(maps, image, text, size, refinement.tlp_grid)
     height, width = size
-    step = max(1, STRIP_VALUES // (len(maps) * width))
+    values = STRIP_VALUES_OF_GPU if transfers.is_accelerator(maps.device) else STRIP_VALUES
+    step = max(1, values // (len(maps) * width))
     if refinement.pamr_steps:
         # At least as many rows as the halo on either side of them.
         neighbours = 8 * len(refinement.pamr_dilations)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from freecp_d2 import merging
+from freecp_d2 import merging, transfers
 from freecp_d2.sliding_window import windows_of
 
 
@@ -49,7 +49,7 @@ def test_merging_is_window_by_window(seed, share, batch, at_once):
     kept = (torch.rand(len(windows), 5, generator=generator) < share).numpy()
     with pytest.MonkeyPatch.context() as patch:
         if at_once is not None:
-            patch.setattr(merging, "is_accelerator", lambda device: True)
+            patch.setattr(transfers, "is_accelerator", lambda device: True)
             patch.setattr(merging, "UPSAMPLED_VALUES", at_once)
         merged, queries = merging.merge_windows(windows, maps.split(batch), kept, size)
     assert queries.tolist() == np.nonzero(kept.any(axis=0))[0].tolist()
@@ -68,7 +68,7 @@ def test_windows_are_upsampled_together_where_calls_are_launches(values, expecte
     calls, upsample = [], merging.upsample
     monkeypatch.setattr(merging, "upsample", lambda m, s: calls.append(len(m)) or upsample(m, s))
     if values is not None:
-        monkeypatch.setattr(merging, "is_accelerator", lambda device: True)
+        monkeypatch.setattr(transfers, "is_accelerator", lambda device: True)
         monkeypatch.setattr(merging, "UPSAMPLED_VALUES", values)
     found = list(merging.upsampled(windows, maps, (12, 12)))
     assert calls == expected and [window for window, _ in found] == windows

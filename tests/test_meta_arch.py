@@ -19,15 +19,14 @@ import freecp_d2.purify
 import freecp_d2.refinement
 import freecp_d2.scores
 import freecp_d2.words
-from freecp_d2 import FreeCP
+from freecp_d2 import FreeCP, transfers
 from freecp_d2.clip import DenseCLIP
 from freecp_d2.clip.text import TextEncoder
 from freecp_d2.data import Vocabulary
 from freecp_d2.data.benchmarks.protocols import SAME, Refinement
 from freecp_d2.ops import pamr
 from freecp_d2.propagation import propagate
-from freecp_d2.purification import PurificationHead, stages
-from freecp_d2.purification.stages import to_host
+from freecp_d2.purification import PurificationHead
 from freecp_d2.purify import purify_windows
 from freecp_d2.sliding_window import patch_padding, upsample, upsample_rows, windows_of
 from freecp_d2.timing import StageTimer
@@ -467,20 +466,19 @@ def test_segmenting_again_does_not_encode_again(model, inputs, monkeypatch):
 @pytest.mark.parametrize("batch_size", [100, 1])
 def test_which_classes_stay_comes_to_the_host_twice(batch_size, model, inputs, monkeypatch):
     """Before and after look-alikes compete, however many batches of windows there are."""
-    transfers = []
+    counts, to_host = [], transfers.to_host
 
     def counted(tensors):
-        transfers.append(len(tensors))
+        counts.append(len(tensors))
         return to_host(tensors)
 
-    for module in (freecp_d2.purify, stages):
-        monkeypatch.setattr(module, "to_host", counted)
+    monkeypatch.setattr(transfers, "to_host", counted)
     x = as_detectron2(inputs["large_image"])
     encoded = model("sliding", batch_size=batch_size).encode([x])
     batches = len(encoded.batches)
     assert batches == 1 or batch_size == 1
     model("sliding").segment(encoded, model("sliding").words)
-    assert transfers == [5 * batches, 2 * batches]
+    assert counts == [5 * batches, 2 * batches]
 
 
 @pytest.mark.parametrize("enabled", [True, False])

@@ -12,6 +12,7 @@ import torch
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
+from .. import transfers
 from ..clip import DenseFeatures
 from ..cuda_graphs import Graphed
 from . import stages
@@ -318,7 +319,7 @@ class PurificationHead(nn.Module):
         """How many classes of every window are compared before the host knows who stays."""
         if not self.ambiguity:
             return 0
-        if stages.is_accelerator(kept.device):
+        if transfers.is_accelerator(kept.device):
             return stages.COMPARED
         most = int(kept.sum(dim=1).max())
         return most if most > 1 else 0
@@ -365,7 +366,7 @@ class PurificationHead(nn.Module):
             ValueError: a threshold that is none from 0 to 1.
         """
         if not self.ambiguity:
-            (kept,) = stages.to_device([selected.kept], images[0].device)
+            (kept,) = transfers.to_device([selected.kept], images[0].device)
             return kept, torch.full(kept.shape, -1, device=kept.device)
         if num_background is None:
             num_background = self.num_background
@@ -408,7 +409,7 @@ def check_threshold(stage: str, value: float) -> float:
 def _rows_on_host(rows: Iterable[Sequence[Tensor]]) -> list[list[np.ndarray]]:
     """The same rows of tensors as float32 arrays, by one transfer."""
     tensors = list(rows)
-    arrays = iter(stages.to_host([tensor for row in tensors for tensor in row]))
+    arrays = iter(transfers.to_host([tensor for row in tensors for tensor in row]))
     return [[next(arrays) for _ in row] for row in tensors]
 
 

@@ -1,8 +1,8 @@
 """The stages of class purification as functions of tensors (METHOD.md steps 2 to 6).
 
 B counts windows, Q text queries, C the queries that are not background, and (h, w) is the grid.
-Nothing here waits for a device but :func:`to_host`, which only :class:`PurificationHead` and
-:mod:`freecp_d2.purify` call: between steps 5 and 6, and for the result.
+Nothing here waits for a device: what the host must know comes to it between steps 5 and 6, by
+:meth:`freecp_d2.purification.PurificationHead.fetch`, and as the result.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import ops
+from .. import ops, transfers
 
 CROP_SIZE = (112, 112)
 
@@ -43,35 +43,6 @@ class Selected:
     consistency: np.ndarray
     maps: np.ndarray
     soft_iou: np.ndarray
-
-
-def is_accelerator(device: torch.device) -> bool:
-    """Whether every call on the device is a launch, and every value that is read a wait."""
-    return device.type != "cpu"
-
-
-def to_host(tensors: Sequence[Tensor]) -> list[np.ndarray]:
-    """The tensors as float32 arrays by one transfer: their device is waited for once."""
-    flat = torch.cat([tensor.flatten().float() for tensor in tensors]).cpu().numpy()
-    ends = np.cumsum([tensor.numel() for tensor in tensors])
-    arrays = np.split(flat, ends[:-1])
-    return [array.reshape(tensor.shape) for array, tensor in zip(arrays, tensors, strict=True)]
-
-
-def to_device(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
-    """Tensors of the arrays on `device`, by one upload and without waiting for it."""
-    starts = np.cumsum([0] + [array.nbytes + -array.nbytes % 8 for array in arrays]).tolist()
-    packed = torch.empty(starts[-1], dtype=torch.uint8, pin_memory=device.type == "cuda")
-    places = [
-        slice(start, start + array.nbytes) for start, array in zip(starts, arrays, strict=False)
-    ]
-    for place, array in zip(places, arrays, strict=True):
-        packed.numpy()[place] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    packed = packed.to(device, non_blocking=True)
-    return [
-        packed[place].view(torch.from_numpy(array[:0]).dtype).view(array.shape)
-        for place, array in zip(places, arrays, strict=True)
-    ]
 
 
 def class_activation_maps(
@@ -320,7 +291,7 @@ def resolve_ambiguity(
         if x1 > x0 and y1 > y0
     ]
     if not cut:
-        (stays,) = to_device([winners], device)
+        (stays,) = transfers.to_device([winners], device)
         return stays, torch.full_like(stays, -1, dtype=torch.int64)
     owners = np.array([group for group, *_ in cut])
     places = [(groups[group][0], *box) for group, *box in cut]
@@ -328,10 +299,10 @@ def resolve_ambiguity(
     size = max(len(members) for _, members in groups)
     padded = [np.pad(m, (0, size - len(m)), constant_values=m[0]) for _, m in groups]
     firsts = np.array([window * shape[1] for window, _ in groups])
-    together = is_accelerator(device)
+    together = transfers.is_accelerator(device)
     samples = crop_samples(places, images[0].shape[1:]) if together else []
     arrays = [winners, np.stack(padded), firsts, owners, *samples]
-    stays, rivals, first, owner, *on_device = to_device(arrays, device)
+    stays, rivals, first, owner, *on_device = transfers.to_device(arrays, device)
     if together:
         pixels = images if isinstance(images, Tensor) else torch.stack(list(images))
         chunks = zip(*(values.split(CROPS_AT_ONCE) for values in on_device), strict=True)

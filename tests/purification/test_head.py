@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from freecp_d2 import ops
+from freecp_d2 import ops, transfers
 from freecp_d2.clip import DenseFeatures
 from freecp_d2.purification import NonFiniteInput, PurificationHead, stages
 from freecp_d2.purification import head as head_module
@@ -206,10 +206,10 @@ def test_where_more_stay_than_are_compared_at_once(limit, waits, encoder, inputs
     batches = [selected(image), selected(torch.cat([image.flip(3), image.flip(2)]))]
     expected = purification.fetch(batches)
     assert all(fetched.kept.sum(axis=1).max() > 3 for fetched in expected)
-    transfers, said, to_host = [], [], stages.to_host
-    monkeypatch.setattr(stages, "is_accelerator", lambda device: True)
+    fetched_rows, said, to_host = [], [], transfers.to_host
+    monkeypatch.setattr(transfers, "is_accelerator", lambda device: True)
     monkeypatch.setattr(stages, "COMPARED", limit)
-    monkeypatch.setattr(stages, "to_host", lambda rows: transfers.append(rows) or to_host(rows))
+    monkeypatch.setattr(transfers, "to_host", lambda t: fetched_rows.append(t) or to_host(t))
     monkeypatch.setattr(head_module.log, "warning", lambda *message: said.append(message))
     head_module._say_that_more_stay.cache_clear()
     for _ in range(2):
@@ -220,14 +220,14 @@ def test_where_more_stay_than_are_compared_at_once(limit, waits, encoder, inputs
                 assert (fetched.maps[window, :count] == other.maps[window, :count]).all()
                 matrices = fetched.soft_iou[window], other.soft_iou[window]
                 assert (matrices[0][:count, :count] == matrices[1][:count, :count]).all()
-    assert len(transfers) == 2 * waits and len(said) == waits - 1
+    assert len(fetched_rows) == 2 * waits and len(said) == waits - 1
 
 
 @pytest.mark.parametrize(("ambiguity", "threshold"), [(False, 0.02), (True, 0.999)])
 @pytest.mark.parametrize("accelerator", [True, False])
 def test_where_nothing_competes(accelerator, ambiguity, threshold, encoder, inputs, monkeypatch):
     """No map comes to the host without the stage, nor on a CPU where no window has two classes."""
-    monkeypatch.setattr(stages, "is_accelerator", lambda device: accelerator)
+    monkeypatch.setattr(transfers, "is_accelerator", lambda device: accelerator)
     clip, purification = encoder("clearclip"), PurificationHead(threshold, 0.3, ambiguity=ambiguity)
     image, text, descriptions = (inputs[name] for name in ("image", "text", "descriptions"))
     candidates, _ = purification.select(clip(image), text, descriptions, clip.logit_scale)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from freecp_d2 import ops
+from freecp_d2 import ops, transfers
 from freecp_d2.purification import PurificationHead, Selected, stages
 
 
@@ -218,28 +218,6 @@ def test_the_classes_that_stay_are_compared_in_their_order(seed, batch, classes,
         assert found.equal(ops.soft_iou(expected))
 
 
-@given(
-    st.lists(
-        st.sampled_from(
-            [
-                np.array([True, False, True]),
-                np.zeros((0, 2), dtype=np.float32),
-                np.arange(3),
-                np.arange(12, dtype=np.float32).reshape(3, 4).T,
-                np.full((1, 1), 2**40),
-                np.array([], dtype=np.int64),
-            ]
-        )
-    )
-)
-def test_one_upload_is_all_arrays(arrays):
-    uploaded = stages.to_device(arrays, torch.device("cpu"))
-    for tensor, array in zip(uploaded, arrays, strict=True):
-        assert tensor.equal(torch.from_numpy(array)) and tensor.is_contiguous()
-    if arrays:
-        assert len({tensor.untyped_storage().data_ptr() for tensor in uploaded}) == 1
-
-
 @settings(deadline=None, max_examples=40)
 @given(st.integers(0, 10_000), st.integers(1, 3), st.integers(1, 7), st.floats(0.1, 0.9))
 def test_ambiguity_by_brute_force(seed, batch, classes, threshold):
@@ -302,7 +280,7 @@ def test_crops_are_resized_as_interpolate_does(seed, count, height, width):
         ]
     )
     assert torch.equal(stages.crops_one_by_one(list(images), boxes), expected)
-    samples = stages.to_device(stages.crop_samples(boxes, (height, width)), images.device)
+    samples = transfers.to_device(stages.crop_samples(boxes, (height, width)), images.device)
     crops = stages.crops_at_once(images, samples)
     torch.testing.assert_close(crops, expected, rtol=0, atol=5e-7)
 
@@ -321,7 +299,7 @@ def test_crops_are_cut_together_where_calls_are_launches(at_once, monkeypatch):
     images = list(random(2, 3, 24, 24, seed=1))
     arguments = (images, selected(refined, kept), random(5, 3, seed=2), encode, (4, 4), 0.3)
     expected = stages.resolve_ambiguity(*arguments)
-    monkeypatch.setattr(stages, "is_accelerator", lambda device: True)
+    monkeypatch.setattr(transfers, "is_accelerator", lambda device: True)
     monkeypatch.setattr(stages, "crops_one_by_one", None)
     monkeypatch.setattr(stages, "CROPS_AT_ONCE", at_once)
     for value, other in zip(stages.resolve_ambiguity(*arguments), expected, strict=True):
@@ -365,7 +343,7 @@ class HostReads(TorchDispatchMode):
 def test_the_device_is_waited_for_once(monkeypatch, encoder, inputs, cases):
     """On a GPU any wait outside of `to_host` is an error; on a CPU no such operator may run."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    transfers = []
+    counts = []
 
     def on_the_host(function):
         def unchecked(*args, **options):
@@ -383,11 +361,11 @@ def test_the_device_is_waited_for_once(monkeypatch, encoder, inputs, cases):
         if device.type == "cuda":
             torch.cuda.set_sync_debug_mode(previous)
 
-    to_host, component_boxes = stages.to_host, ops.component_boxes
+    to_host, component_boxes = transfers.to_host, ops.component_boxes
 
     @on_the_host
     def counted(tensors):
-        transfers.append(len(tensors))
+        counts.append(len(tensors))
         return to_host(tensors)
 
     @on_the_host
@@ -395,8 +373,8 @@ def test_the_device_is_waited_for_once(monkeypatch, encoder, inputs, cases):
         assert maps.device.type == "cpu"
         return component_boxes(maps, **options)
 
-    monkeypatch.setattr(stages, "is_accelerator", lambda device: True)
-    monkeypatch.setattr(stages, "to_host", counted)
+    monkeypatch.setattr(transfers, "is_accelerator", lambda device: True)
+    monkeypatch.setattr(transfers, "to_host", counted)
     monkeypatch.setattr(ops, "component_boxes", boxes)
     clip = encoder("clearclip").to(device)
     images = torch.cat([inputs["image"], inputs["image"].flip(3)]).to(device)
@@ -406,8 +384,8 @@ def test_the_device_is_waited_for_once(monkeypatch, encoder, inputs, cases):
     head = PurificationHead(case["redundancy_threshold"], case["ambiguity_threshold"])
     with waiting("error"), HostReads() as reads:
         candidates, _ = head.select(features, text, descriptions, clip.logit_scale)
-        assert transfers == []
+        assert counts == []
         (fetched,) = head.fetch([candidates])
         _, beaten_by = head.compete(images, fetched, descriptions, clip)
-    assert len(transfers) == 1 and reads.names == []
+    assert len(counts) == 1 and reads.names == []
     assert (beaten_by >= 0).any()
