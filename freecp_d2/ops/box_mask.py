@@ -37,7 +37,8 @@ def _box_mask_kernel(
 
     `scratch` has four planes a map: labels (later the corners of boxes), and by label the left,
     right and bottom edge of its component. A component's label is its first pixel, so that its top
-    edge is that pixel's row. No other program sees these planes: a barrier of the program orders
+    edge is that pixel's row. Labels would fit into 16 bits, but neither Triton nor PTX has atomic
+    minima and maxima of these. No other program sees the planes: a barrier of the program orders
     what its threads write there, atomically or not, before what they read.
     """
     size = height * width
