@@ -532,6 +532,20 @@ def test_a_list_goes_through_clip_in_batches(predictor, image, monkeypatch):
         assert one.removed == pytest.approx(other.removed) or len(one.removed) == len(other.removed)
 
 
+def test_the_windows_of_a_list_fill_the_batches(predictor, image, monkeypatch):
+    """All but the last of the images that are in memory at once, whichever image they are of."""
+    model = predictor._segmenter.model
+    sizes, forward = [], model.encoder.forward
+    monkeypatch.setattr(model.encoder, "forward", lambda x: sizes.append(len(x)) or forward(x))
+    predictor(image, WORDS)
+    windows = sum(sizes)
+    monkeypatch.setattr(model, "batch_size", windows + 2)
+    sizes.clear()
+    predictor([image] * 9, WORDS)
+    full, rest = divmod(8 * windows, windows + 2)
+    assert sizes == full * [windows + 2] + [rest] + [windows] and full > 1
+
+
 def test_a_broken_image_is_an_item_that_says_so(predictor, image, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
