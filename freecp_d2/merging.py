@@ -79,15 +79,17 @@ def upsampled(
     windows: Sequence[Window], maps: Tensor, size: Sequence[int]
 ) -> Iterator[tuple[Window, Tensor]]:
     """Each of the windows and its maps (Q, *size), of (B, Q, h, w)."""
-    at_once = _windows_at_once(maps.shape[1] * size[0] * size[1], maps.device)
+    at_once = _windows_at_once(maps.shape[1], size, maps.device)
     for start in range(0, len(windows), at_once):
         part = slice(start, start + at_once)
         yield from zip(windows[part], upsample(maps[part], size), strict=True)
 
 
-def _windows_at_once(values: int, device: torch.device) -> int:
-    """How many windows of so many values are upsampled together."""
-    return max(1, UPSAMPLED_VALUES // max(values, 1)) if transfers.is_accelerator(device) else 1
+def _windows_at_once(maps: int, size: Sequence[int], device: torch.device) -> int:
+    """How many windows of up to so many maps are upsampled together to `size`."""
+    if not transfers.is_accelerator(device):
+        return 1
+    return max(1, UPSAMPLED_VALUES // (maps * size[0] * size[1]))
 
 
 def merge_windows(
@@ -116,13 +118,13 @@ def merge_windows(
     )
     chosen = torch.cat([batch[tuple(i)] for batch, i in zip(maps, on_device, strict=True)])
     merged = WindowMean(len(queries), size, chosen)
-    window_size = windows[0].size
-    at_once = _windows_at_once(max(counts) * window_size[0] * window_size[1], device)
+    size_of_window = windows[0].size
+    at_once = _windows_at_once(max(1, *counts), size_of_window, device)
     bounds = np.cumsum([0, *counts]).tolist()
     for start in range(0, len(windows), at_once):
         of_chunk = counts[start : start + at_once]
         first, last = bounds[start], bounds[start + len(of_chunk)]
-        large = upsample(chosen[first:last], window_size).split(of_chunk)
+        large = upsample(chosen[first:last], size_of_window).split(of_chunk)
         groups = channels[first:last].split(of_chunk)
         for window, *added in zip(windows[start : start + at_once], large, groups, strict=True):
             merged.add(window, *added)

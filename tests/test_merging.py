@@ -18,7 +18,8 @@ def test_coverage_by_brute_force(height, width, window, stride):
     for place in windows:
         expected[place.rows, place.columns] += 1
     rows, columns = merging.coverage(windows, (height, width))
-    assert (np.outer(rows, columns) == expected).all() and expected.all()
+    assert (np.outer(rows, columns) == expected).all() and rows.min() > 0
+    assert rows.dtype == columns.dtype == np.float32
 
 
 def window_by_window(windows, maps, kept, size):
@@ -58,20 +59,34 @@ def test_merging_is_window_by_window(seed, share, batch, at_once):
 
 
 @pytest.mark.parametrize(
-    ("values", "expected"), [(None, 6 * [1]), (1, 6 * [1]), (2 * 5 * 144, 3 * [2]), (2**25, [6])]
+    ("values", "expected"), [(None, 6 * [1]), (1, 6 * [1]), (2 * 5 * 96, 3 * [2]), (2**25, [6])]
 )
 def test_windows_are_upsampled_together_where_calls_are_launches(values, expected, monkeypatch):
     """As many as UPSAMPLED_VALUES lets; on a CPU one by one. Nothing changes."""
-    windows = windows_of(0, (17, 25), 12, 7)
+    windows = windows_of(0, (22, 8), 12, 2)
     maps = torch.rand(6, 5, 3, 4, generator=torch.Generator().manual_seed(0))
-    plain = [large for _, large in merging.upsampled(windows, maps, (12, 12))]
+    plain = [large for _, large in merging.upsampled(windows, maps, (12, 8))]
     calls, upsample = [], merging.upsample
     monkeypatch.setattr(merging, "upsample", lambda m, s: calls.append(len(m)) or upsample(m, s))
     if values is not None:
         monkeypatch.setattr(transfers, "is_accelerator", lambda device: True)
         monkeypatch.setattr(merging, "UPSAMPLED_VALUES", values)
-    found = list(merging.upsampled(windows, maps, (12, 12)))
+    found = list(merging.upsampled(windows, maps, (12, 8)))
     assert calls == expected and [window for window, _ in found] == windows
     for (_, large), other, of_window in zip(found, plain, maps, strict=True):
         assert large.equal(other)
-        assert large.equal(F.interpolate(of_window[None], (12, 12), mode="bilinear")[0])
+        assert large.equal(F.interpolate(of_window[None], (12, 8), mode="bilinear")[0])
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(3 * 96, 6), (2 * 3 * 96, 3), (2**25, 1)])
+def test_merging_upsamples_as_many_values_as_are_allowed(limit, expected, monkeypatch):
+    """Of windows with no to 3 maps that stay: as if all had 3."""
+    windows = windows_of(0, (22, 8), 12, 2)
+    kept = np.arange(6)[:, None] % 4 > np.arange(3)
+    calls, upsample = [], merging.upsample
+    monkeypatch.setattr(merging, "upsample", lambda m, s: calls.append(len(m)) or upsample(m, s))
+    monkeypatch.setattr(transfers, "is_accelerator", lambda device: True)
+    monkeypatch.setattr(merging, "UPSAMPLED_VALUES", limit)
+    merging.merge_windows(windows, [torch.rand(6, 3, 3, 4)], kept, (22, 8))
+    assert len(calls) == expected and sum(calls) == kept.sum()
+    assert max(calls) * 96 <= limit
