@@ -156,30 +156,41 @@ def spreads(value):
 
 def test_a_quick_run_measures_everything(quick):
     report, _, _ = quick
-    cpu = report["cpu"]
-    assert cpu["machine"]["precision"] == "fp32" and cpu["machine"]["threads"] >= 1
-    assert [(c["grid"], c["windows"]) for c in cpu["head"][::4]] == [(6, 6), (8, 1), (12, 1)]
-    assert [c["classes"] for c in cpu["head"]] == 3 * [4, 12, 16, 44]
-    assert len(cpu["profile"]) == len(cpu["head"])
-    times = [s for key in ("head", "profile", "image") for s in spreads(cpu[key])]
-    times += [growth["ratio"] for growth in cpu["growth"].values()]
+    assert report["machine"]["precision"] == "fp32" and report["machine"]["threads"] >= 1
+    assert all(isinstance(feature, str) for feature in report["machine"]["features"])
+    head, image = report["head"], report["image"]
+    assert [(c["grid"], c["windows"]) for c in head["cases"][::4]] == [(6, 6), (8, 1), (12, 1)]
+    assert [c["classes"] for c in head["cases"]] == 3 * [4, 12, 16, 44]
+    assert len(head["profile"]) == len(head["cases"])
+    times = [s for part in (head, image, report["evaluator"]) for s in spreads(part)]
     assert len(times) > 100
     for time in times:
-        assert 0 <= time["q1"] <= time["median"] <= time["q3"] < float("inf")
-    for case in cpu["head"]:
+        assert time["q1"] <= time["median"] <= time["q3"] < float("inf")
+    for case in head["cases"]:
         assert case["windows"] <= case["kept"] <= case["kept_redundancy"]
         assert case["steps_2_6_over_bare"]["median"] > 0
         assert ("over_transcription" in case) == (case["grid"] == 6)
-    assert cpu["image"]["windows"] == 6 and cpu["image"]["size"] == [128, 160]
-    assert cpu["image"]["over_bare"]["median"] > 0
-    assert all(o["ms"] > 0 for o in cpu["operators"]["operators"].values())
-    assert cpu["operators"]["timer"].startswith("interleaved")
+    assert image["windows"] == 6 and image["size"] == [128, 160]
+    assert image["over_bare"]["median"] > 0
+    assert all(o["ms"] > 0 for o in report["operators"]["operators"].values())
+    assert report["operators"]["timer"].startswith("interleaved")
+    assert [case["classes"] for case in report["evaluator"]] == [171, 19]
+    assert all(case["ms"]["q1"] > 0 for case in report["evaluator"])
 
 
 def test_a_quick_run_finds_the_labels_of_the_transcription(quick):
-    image = quick[0]["cpu"]["image"]
+    image = quick[0]["image"]
     assert image["label_agreement_with_transcription"] >= 0.999
-    assert image["crops"]["freecp"] == image["crops"]["transcription"]
+    assert image["crops"]["fp32"] == image["crops"]["transcription"]
+
+
+def test_a_quick_run_takes_every_encoder(quick):
+    encoders = quick[0]["image"]["encoders"]
+    names = {"fp32", "bf16", "fp32, compiled", "bf16, compiled", "onnxruntime, fp32"}
+    assert names | {"OpenVINO, fp32", "OpenVINO, bf16"} <= encoders.keys()
+    for name, case in encoders.items():
+        assert case["ms"]["median"] > 0
+        assert abs(case["one_minus_cosine"]) < (1e-2 if "bf16" in name else 1e-5), name
 
 
 def test_a_quick_run_sees_the_transcription_s_large_tensor(quick):
@@ -194,7 +205,7 @@ def test_a_quick_run_sees_the_transcription_s_large_tensor(quick):
 
 def test_a_quick_run_prints_every_figure_and_draws(quick):
     report, picture, output = quick
-    assert len(report["figures"]) == 13
+    assert len(report["figures"]) == 19
     for row in report["figures"]:
         assert f"| {row['figure']} " in output
         if isinstance(row["reached"], bool):
@@ -202,8 +213,7 @@ def test_a_quick_run_prints_every_figure_and_draws(quick):
             value = row["measured"]["median"]
             held = value <= float(target) if bound == "at most" else value >= float(target)
             assert held == row["reached"]
-    if report["gpu"] == "not measured":
-        assert "not measured" in output
+    assert ("not measured" in output) == ("bf16_matmul" not in report["image"]["encoders"])
     with Image.open(picture) as image:
         assert image.width > 1000 and len(image.convert("RGB").getcolors(2**24)) > 50
 

@@ -1,5 +1,6 @@
 """CUDA graphs: what is captured, and, where there is no GPU, with a capture that runs anew."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -31,6 +32,7 @@ def captures(monkeypatch):
         outputs = function(*static)
 
         def replay():
+            time.sleep(1e-4)  # for other threads
             pairs = zip(tree_leaves(outputs), tree_leaves(function(*static)), strict=True)
             for old, new in pairs:
                 if isinstance(old, torch.Tensor):

@@ -3,11 +3,13 @@
     python tests/benchmarks/bench.py             # minutes; what `make bench` runs
     python tests/benchmarks/bench.py --quick     # small sizes, to see that it runs
 
-Writes bench.json and bench.png to --output and prints the tables as Markdown. What is compared
-runs in turn, round after round in one process; a ratio is taken in every round, and its median and
-quartiles are reported. Crops of the ambiguity stage are encoded, counted and timed, but taken out
-of all times that do not say "with crops". What the encoders are: encoders.py. What is measured:
-inputs.py, measure.py and, for the operators, which have a command of their own, ops.py.
+Writes bench.json to --output after every part and bench.png in the end, and prints the tables as
+Markdown. It measures a CPU; a GPU is measured by gpu_report.py. What is compared runs in turn,
+round after round in one process; a ratio is taken in every round, and its median and quartiles are
+reported. Crops of the ambiguity stage are encoded, counted and timed, but taken out of all times
+that do not say "with crops". What the encoders are: encoders.py. What is measured: inputs.py,
+whole_image.py, evaluator.py, measure.py and, for the operators, which have a command of their own,
+ops.py.
 """
 
 import argparse
@@ -17,10 +19,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from encoders import ROOT
-from inputs import QUICK, Sizes
-from measure import measure, measure_memory
-from report import figures, markdown, write
+from encoders import CPU, ROOT, SceneEncoder, class_names
+from evaluator import measure_evaluator
+from inputs import DIMENSION, QUICK, Inputs, Sizes, image_windows, machine
+from measure import measure_head, measure_memory
+from ops import measure_operators
+from report import draw, figures, markdown, write
+from whole_image import measure_image
 
 
 def main() -> None:
@@ -36,14 +41,28 @@ def main() -> None:
     logging.disable(logging.WARNING)  # random weights and missing descriptions are meant here
     if not args.quick:
         torch.set_num_threads(len(os.sched_getaffinity(0)))
-    report: dict = {"quick": args.quick, "rounds": sizes.rounds, "memory": measure_memory(sizes)}
-    report["cpu"] = measure(sizes, args.quick, torch.device("cpu"))
-    report["gpu"] = "not measured"
-    if torch.cuda.is_available():
-        report["gpu"] = measure(sizes, args.quick, torch.device("cuda", 0))
-    report["figures"] = figures(report, sizes)
-    write(report, args.output)
-    print(markdown(report))
+    parts = {
+        "image": lambda: measure_image(sizes, args.quick),
+        "evaluator": lambda: measure_evaluator(sizes),
+        "head": lambda: measure_head(sizes, args.quick),
+        "operators": lambda: operators(sizes, args.quick),
+        "memory": lambda: measure_memory(sizes),
+    }
+    report: dict = {"quick": args.quick, "rounds": sizes.rounds, "machine": machine(CPU)}
+    for name, part in parts.items():
+        report[name] = part()
+        report["figures"] = figures(report, sizes)
+        write(report, args.output / "bench.json")
+        print(markdown(report, name), flush=True)
+    draw(report, args.output / "bench.png")
+
+
+@torch.no_grad()
+def operators(sizes: Sizes, quick: bool) -> dict:
+    """Each operator on the windows of the image."""
+    classes = sizes.classes[2]
+    inputs = Inputs(SceneEncoder(DIMENSION), image_windows(sizes), class_names(classes))
+    return measure_operators(inputs, classes, sizes, quick)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from freecp_d2.data.scenes import CLASSES, draw_scene
 ROOT = Path(__file__).resolve().parents[2]
 SCENE_CLIP = ROOT / "freecp_d2" / "data" / "scenes" / "scene_clip"
 METHOD = "clearclip"
+CPU = torch.device("cpu")
 MEAN, STD = (122.771, 116.746, 104.094), (68.501, 66.632, 70.323)
 ADJECTIVES = (
     *("red", "blue", "green", "yellow", "black", "white", "brown", "gray", "small", "large"),
@@ -129,7 +130,7 @@ class SceneEncoder(DenseCLIP):
 
 
 def pace_model(
-    quick: bool, side: int, device: torch.device, precision: str = "auto"
+    quick: bool, side: int, device: torch.device = CPU, precision: str = "auto"
 ) -> open_clip.CLIP:
     """ViT-B/16 of random weights for images of `side`; `quick`: one of SceneCLIP's make.
 

@@ -23,11 +23,11 @@ from inputs import (
     image_windows,
     one_window,
 )
-from measure import whole_image_model
 from ops import measure_operators
 from rounds import Timed, interleaved, milliseconds, ratio, spread
 from torch import Tensor
 from transcription import dense_features, segment
+from whole_image import whole_image_model
 
 from freecp_d2.clip import DenseCLIP, DenseFeatures
 from freecp_d2.purification import PurificationHead

@@ -10,6 +10,7 @@ from encoders import SceneEncoder, normalize, scene
 from torch import Tensor
 
 from freecp_d2.clip import DenseFeatures
+from freecp_d2.clip.matmul import multiplies_in_bf16
 from freecp_d2.sliding_window import windows_of
 
 REDUNDANCY_THRESHOLD, AMBIGUITY_THRESHOLD = 0.05, 0.7
@@ -100,4 +101,11 @@ def machine(device: torch.device) -> dict:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "precision": "fp16" if device.type == "cuda" else "fp32",
+        "features": [] if device.type == "cuda" else cpu_features(),
     }
+
+
+def cpu_features() -> list[str]:
+    """What torch says of the CPU's units, and whether oneDNN rounds to bfloat16 there."""
+    units = [name for name, value in torch.cpu.get_capabilities().items() if value is True]
+    return [*units, *(["multiplies_in_bf16"] if multiplies_in_bf16() else [])]
