@@ -10,6 +10,8 @@ engines.json and engines.md, as soon as it is there.
 import argparse
 import copy
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -124,22 +126,32 @@ def table(rows: dict[str, dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def row_of(name: str, args: argparse.Namespace) -> dict:
+    """A row that is measured in a process of its own, for the sake of its memory."""
+    options = ["--row", name, "--rounds", str(args.rounds), "--side", str(args.side)]
+    options += ["--quick"] * args.quick
+    command = [sys.executable, "-W", "ignore", __file__, *options]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--output", type=Path, default=Path("output/engines"))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--side", type=int, default=384, help="of a window, in pixels")
-    parser.add_argument("--only", nargs="*", help="rows whose names hold one of these")
     parser.add_argument("--quick", action="store_true", help="a small tower, to try this out")
+    parser.add_argument("--row", choices=variants(), help="print this one as JSON, and no more")
     args = parser.parse_args()
+    if args.row:
+        model = pace_model(args.quick, args.side, CPU, "fp32")
+        images = torch.randn(2, 3, args.side, args.side, generator=torch.Generator().manual_seed(0))
+        print(json.dumps(measure(variants()[args.row], model, images, args.rounds)))
+        return
     args.output.mkdir(parents=True, exist_ok=True)
-    model = pace_model(args.quick, args.side, CPU, "fp32")
-    images = torch.randn(2, 3, args.side, args.side, generator=torch.Generator().manual_seed(0))
     rows: dict[str, dict] = {}
-    for name, variant in variants().items():
-        if args.only and not any(part in name for part in args.only):
-            continue
-        rows[name] = measure(variant, model, images, args.rounds)
+    for name in variants():
+        rows[name] = row_of(name, args)
         result = {"machine": machine(CPU), "side": args.side, "rows": rows}
         (args.output / "engines.json").write_text(json.dumps(result, indent=2) + "\n")
         (args.output / "engines.md").write_text(table(rows))
