@@ -365,7 +365,6 @@ def test_graphs_are_measured_last_and_on_a_gpu_alone(gpu_parts):
         *(("bf16", 1, 16, False), ("bf16", 16, 96, False)),
         *(("fp16", 1, 16, True), ("fp16", 16, 96, True)),
     ]
-    assert settings[-1].keys == {"MODEL.FREECP.BATCH_SIZE": 96, "MODEL.FREECP.COMPILE": True}
     assert not any(s.cuda_graphs for s in gpu_parts.settings_of(True, torch.device("cpu")))
 
 
@@ -373,6 +372,7 @@ def test_graphs_are_measured_last_and_on_a_gpu_alone(gpu_parts):
 def test_graphs_of_encoder_and_head_are_timed(gpu_parts, monkeypatch):
     """With a capture that notes its function and runs it anew."""
     captured = []
+    gpu_parts.cached_model.cache_clear()
 
     def capture(function, args):
         captured.append(function)

@@ -9,7 +9,7 @@ import gc
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 
 import torch
 from encoders import METHOD, SceneEncoder, bare_forward, class_names, normalize, pace_model, scene
@@ -29,6 +29,7 @@ from torch import Tensor
 from transcription import dense_features, segment
 from whole_image import whole_image_model
 
+from freecp_d2 import FreeCP
 from freecp_d2.clip import DenseCLIP, DenseFeatures
 from freecp_d2.purification import PurificationHead
 from freecp_d2.sliding_window import windows_of
@@ -161,13 +162,18 @@ class Setting:
     windows_at_once: int
     cuda_graphs: bool = False
 
-    @property
-    def keys(self) -> dict[str, object]:
-        """Of the config."""
-        return {
-            "MODEL.FREECP.BATCH_SIZE": self.windows_at_once,
-            "MODEL.FREECP.COMPILE": self.cuda_graphs,
-        }
+    def model(self, sizes: Sizes, encoder: Replay) -> FreeCP:
+        """FreeCP with `encoder`, to be used until it is asked for again."""
+        model = cached_model(sizes, encoder.device, self.cuda_graphs)
+        model.encoder, model.batch_size = encoder, self.windows_at_once
+        return model
+
+
+@cache
+def cached_model(sizes: Sizes, device: torch.device, cuda_graphs: bool) -> FreeCP:
+    """FreeCP whose words, which take seconds, are encoded once."""
+    encoder, keys = Replay(DIMENSION, device), {"MODEL.FREECP.COMPILE": cuda_graphs}
+    return whole_image_model(sizes, sizes.classes[2], encoder, keys)
 
 
 def settings_of(quick: bool, device: torch.device) -> list[Setting]:
@@ -219,7 +225,7 @@ def _speed(
     pixels = windows(sizes, images).to(device)
     batches = pixels.split(at_once)
     ours = Replay(DIMENSION, device)
-    model = whole_image_model(sizes, classes, ours, setting.keys)
+    model = setting.model(sizes, ours)
     words = model.words
     given = [{"image": image} for image in images]
     head = PurificationHead(
@@ -301,7 +307,7 @@ def launches(sizes: Sizes, quick: bool, device: torch.device, clock: Clock) -> I
         vit = pace_model(quick, 224, device, setting.precision)
         pace = DenseCLIP(vit, METHOD, cuda_graphs=setting.cuda_graphs)
         encoder = Replay(DIMENSION, device)
-        model = whole_image_model(sizes, sizes.classes[2], encoder, setting.keys)
+        model = setting.model(sizes, encoder)
         given = [{"image": image} for image in scenes(sizes, setting.images)]
         case = dataclasses.asdict(setting)
         for name, costs in (

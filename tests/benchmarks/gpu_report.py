@@ -25,12 +25,14 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import date
 from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
 import gpu_parts
 import torch
+import triton
 from encoders import ROOT
 from gpu_summary import draw, markdown
 from inputs import QUICK, Sizes, machine
@@ -308,7 +310,13 @@ def main(arguments: list[str] | None = None) -> int:
     folder = args.output or FOLDERS[device.type]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name_of(device)}.json"
-    report: dict = {"machine": machine(device), "quick": args.quick, "missing": {}, "parts": {}}
+    report: dict = {
+        "machine": {**machine(device), "triton": triton.__version__},
+        "date": date.today().isoformat(),
+        "quick": args.quick,
+        "missing": {},
+        "parts": {},
+    }
     if len(args.parts) < len(PARTS) and path.exists():
         report["parts"] = json.loads(path.read_text())["parts"]
     parts = [name for name in PARTS if name in args.parts]
