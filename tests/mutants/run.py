@@ -67,7 +67,11 @@ TARGETS: dict[str, list[str]] = {
         "tests/test_scores.py",
         f"{PROTOCOLS}::test_label_maps_are_the_published",
     ],
-    "freecp_d2/merging.py": ["tests/test_merging.py", *META],
+    "freecp_d2/merging.py": [
+        "tests/test_merging.py",
+        f"{PROTOCOLS}::test_label_maps_are_the_published",
+        *META,
+    ],
     "freecp_d2/transfers.py": ["tests/test_transfers.py", "tests/purification"],
     "freecp_d2/sliding_window.py": META,
     "freecp_d2/encoding.py": [*META, "tests/affinity/test_provider.py"],
