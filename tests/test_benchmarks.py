@@ -76,6 +76,7 @@ def test_operators_are_timed_beside_the_same_in_plain_pytorch(operators):
     cases = operators.cases_of(inputs, 5)
     names = {"sinkhorn_affinity", "box_mask", "refine", "soft_iou", "mean_attention", "pamr"}
     assert set(cases) == names | {"refine, bmm"}  # in Triton's interpreter
+    assert cases["refine, bmm"].run.args[-1] is operators.product_by_bmm
     for case in cases.values():
         torch.testing.assert_close(case.run(), case.plain(), atol=1e-5, rtol=1e-5)
     # 6 windows of 6x6 patches and the CLS token, 5 classes; pamr on one of them, 96x96.
