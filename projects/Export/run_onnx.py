@@ -145,7 +145,7 @@ def purify_ambiguity(
     if settings["ambiguity_threshold"] is None:
         return keep
     alike = soft_iou >= settings["ambiguity_threshold"]
-    count, group_of = connected_components(alike & keep & keep[:, None], directed=False)
+    count, group_of = connected_components(alike, directed=False)
     stays = keep.copy()
     height, width = settings["patch_size"]
     for group in range(count):
