@@ -22,8 +22,8 @@ from .loading import BF16_MATMUL, precision_on
 from .program import Cls, Everything, Patches, WithoutAffinity, require_no_words, window_program
 from .runtimes import as_onnx, as_openvino, required
 
-KEPT_PROGRAMS = 8
-"""So many compiled programs stay in memory, each with weights of its own."""
+KEPT_PROGRAMS = 4
+"""So many compiled programs stay in memory; one of a ViT-B/16 takes some 900 MB."""
 
 Run: TypeAlias = Callable[[np.ndarray], list[np.ndarray]]
 """A compiled program: pixels (N, 3, H, W) float32 -> its outputs, in order."""
