@@ -15,7 +15,7 @@ from freecp_d2 import load_config
 from freecp_d2.cli.export import main
 from freecp_d2.clip import DenseCLIP
 from freecp_d2.data.scenes import draw_scene
-from freecp_d2.export import check_exportable
+from freecp_d2.export import check, check_exportable
 from freecp_d2.export.check import Agreement, compare
 from freecp_d2.segmenter import Segmenter, build_model
 
@@ -70,6 +70,23 @@ def test_the_programs_are_the_model(tmp_path, capsys, format):
     encoded = model.encode(inputs)
     results = model.segment(encoded, words)
     assert any(result["ambiguous_losses"] for result in results), "no look-alikes"
+
+
+def test_a_head_of_which_nothing_stays_does_not_agree(tmp_path, monkeypatch):
+    run(tmp_path / "exported", "torch", *WORDS)
+    load = check.load_program
+
+    def broken(folder, description, name):
+        program = load(folder, description, name)
+        if name != "head":
+            return program
+        return lambda *inputs: [x * (i != 2) for i, x in enumerate(program(*inputs))]
+
+    monkeypatch.setattr(check, "load_program", broken)
+    model, words = model_and_words()
+    inputs = [{"image": torch.from_numpy(draw_scene(120).image.transpose(2, 0, 1).copy())}]
+    description = json.loads((tmp_path / "exported" / "description.json").read_text())
+    assert compare(model, words, tmp_path / "exported", description, inputs).equal < 0.9
 
 
 def test_a_torch_export_needs_torch_alone(tmp_path):
