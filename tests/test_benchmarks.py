@@ -194,6 +194,16 @@ def test_a_quick_run_takes_every_encoder(quick):
         assert abs(case["one_minus_cosine"]) < (1e-2 if "bf16" in name else 1e-5), name
 
 
+def test_a_part_is_measured_anew_and_others_stay(quick, tmp_path):
+    report, _, _ = quick
+    (tmp_path / "bench.json").write_text(json.dumps(report))
+    command = [sys.executable, str(BENCHMARKS / "bench.py"), "--quick", "--parts", "operators"]
+    subprocess.run([*command, "--output", str(tmp_path)], check=True, stdout=subprocess.PIPE)
+    again = json.loads((tmp_path / "bench.json").read_text())
+    assert again["operators"]["operators"] != report["operators"]["operators"]
+    assert again["memory"] == report["memory"] and again["image"] == report["image"]
+
+
 def test_a_quick_run_sees_the_transcription_s_large_tensor(quick):
     memory = quick[0]["memory"]
     if "not_measured" in memory:

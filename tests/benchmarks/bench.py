@@ -1,6 +1,6 @@
 """FreeCP's cost beside the bare CLIP forward and a plain transcription of METHOD.md.
 
-    python tests/benchmarks/bench.py             # minutes; what `make bench` runs
+    python tests/benchmarks/bench.py             # minutes, 13 GB; what `make bench` runs
     python tests/benchmarks/bench.py --quick     # small sizes, to see that it runs
 
 Writes bench.json to --output after every part and bench.png in the end, and prints the tables as
@@ -13,9 +13,12 @@ ops.py.
 """
 
 import argparse
+import json
 import logging
 import os
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -24,7 +27,7 @@ from evaluator import measure_evaluator
 from inputs import DIMENSION, QUICK, Inputs, Sizes, image_windows, machine
 from measure import measure_head, measure_memory
 from ops import measure_operators
-from report import draw, figures, markdown, write
+from report import draw, figure_table, figures, markdown, write
 from whole_image import measure_image
 
 
@@ -34,27 +37,33 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=ROOT / "output/bench", metavar="FOLDER")
     parser.add_argument("--quick", action="store_true", help="small sizes, few rounds")
     parser.add_argument("--rounds", type=int, help="how often everything is timed")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, help="these anew; others stay")
     args = parser.parse_args()
     sizes = QUICK if args.quick else Sizes()
     if args.rounds:
         sizes = replace(sizes, rounds=args.rounds)
-    logging.disable(logging.WARNING)  # random weights and missing descriptions are meant here
-    if not args.quick:
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
-    parts = {
-        "image": lambda: measure_image(sizes, args.quick),
-        "evaluator": lambda: measure_evaluator(sizes),
-        "head": lambda: measure_head(sizes, args.quick),
-        "operators": lambda: operators(sizes, args.quick),
-        "memory": lambda: measure_memory(sizes),
-    }
-    report: dict = {"quick": args.quick, "rounds": sizes.rounds, "machine": machine(CPU)}
-    for name, part in parts.items():
-        report[name] = part()
+    file = args.output / "bench.json"
+    report = json.loads(file.read_text()) if args.parts else {}
+    threads = torch.get_num_threads() if args.quick else len(os.sched_getaffinity(0))
+    torch.set_num_threads(threads)
+    report |= {"quick": args.quick, "rounds": sizes.rounds, "machine": machine(CPU)}
+    for name in args.parts or PARTS:
+        # One leaves gigabytes of compiled programs behind.
+        with ProcessPoolExecutor(1, get_context("spawn")) as process:
+            report[name] = process.submit(measured, name, sizes, args.quick, threads).result()
         report["figures"] = figures(report, sizes)
-        write(report, args.output / "bench.json")
+        write(report, file)
         print(markdown(report, name), flush=True)
-    draw(report, args.output / "bench.png")
+    print(figure_table(report))
+    if PARTS.keys() <= report.keys():
+        draw(report, args.output / "bench.png")
+
+
+def measured(name: str, sizes: Sizes, quick: bool, threads: int) -> dict | list:
+    """A part, in a process of its own."""
+    logging.disable(logging.WARNING)  # random weights and missing descriptions are meant here
+    torch.set_num_threads(threads)
+    return PARTS[name](sizes, quick)
 
 
 @torch.no_grad()
@@ -63,6 +72,15 @@ def operators(sizes: Sizes, quick: bool) -> dict:
     classes = sizes.classes[2]
     inputs = Inputs(SceneEncoder(DIMENSION), image_windows(sizes), class_names(classes))
     return measure_operators(inputs, classes, sizes, quick)
+
+
+PARTS = {
+    "image": measure_image,
+    "evaluator": measure_evaluator,
+    "head": measure_head,
+    "operators": operators,
+    "memory": measure_memory,
+}
 
 
 if __name__ == "__main__":

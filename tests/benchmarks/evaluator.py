@@ -19,7 +19,7 @@ CASES = ((480, 640, 171), (1024, 2048, 19))
 """Height, width and classes: of COCO-Stuff and of Cityscapes."""
 
 
-def measure_evaluator(sizes: Sizes) -> list[dict]:
+def measure_evaluator(sizes: Sizes, quick: bool) -> list[dict]:
     """Milliseconds of the evaluator, and of a loader's worker that reads the ground truth."""
     with tempfile.TemporaryDirectory() as folder:
         return [_measure(Path(folder), *case, sizes.rounds) for case in CASES]

@@ -143,7 +143,7 @@ def measure_grid_growth(sizes: Sizes, every: list[Inputs], head: PurificationHea
 
 
 @torch.no_grad()
-def measure_memory(sizes: Sizes) -> dict:
+def measure_memory(sizes: Sizes, quick: bool) -> dict:
     """Peak memory of the head and of the transcription, each in a process of its own."""
     classes, patches = sizes.classes[2], sizes.memory_grid**2
     case = {"grid": sizes.memory_grid, "classes": classes}

@@ -99,13 +99,7 @@ def text_of(value: dict | None) -> str:
 
 
 def markdown(report: dict, part: str) -> str:
-    """The figures of a part that was just measured, and its tables."""
-    words = {True: "yes", False: "no", None: ""}
-    rows = [
-        (row["figure"], row["to_reach"], text_of(row["measured"]), words[row["reached"]])
-        for row in report["figures"]
-    ]
-    headers = ("figure", "to reach", "median (quartiles)", "reached")
+    """The tables of a part."""
     tables = {
         "image": image_table,
         "evaluator": evaluator_table,
@@ -113,13 +107,22 @@ def markdown(report: dict, part: str) -> str:
         "operators": operator_table,
         "memory": memory_line,
     }
-    lines = [f"\n{tables[part](report[part])}\n"]
-    if part == "memory":  # the last one
-        units = ("avx2", "avx512_f", "avx512_bf16", "avx512_vnni", "amx_bf16", "multiplies_in_bf16")
-        features = ", ".join(name for name in units if name in report["machine"]["features"])
-        lines.append(f"On {report['machine']['device']} ({features})\n")
-        lines.append(tabulate(rows, headers, tablefmt="github"))
-    return "\n".join(lines)
+    return f"\n{tables[part](report[part])}\n"
+
+
+def figure_table(report: dict) -> str:
+    """What is to be reached and what was measured, on which machine."""
+    words = {True: "yes", False: "no", None: ""}
+    rows = [
+        (row["figure"], row["to_reach"], text_of(row["measured"]), words[row["reached"]])
+        for row in report["figures"]
+    ]
+    units = ("avx2", "avx512_f", "avx512_bf16", "avx512_vnni", "amx_bf16", "multiplies_in_bf16")
+    features = ", ".join(name for name in units if name in report["machine"]["features"])
+    headers = ("figure", "to reach", "median (quartiles)", "reached")
+    machine = report["machine"]
+    title = f"On {machine['device']} ({features}), {machine['threads']} threads:\n\n"
+    return title + tabulate(rows, headers, tablefmt="github")
 
 
 def image_table(image: dict) -> str:
