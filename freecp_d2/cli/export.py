@@ -18,10 +18,10 @@ from ..errors import add_debug_option, one_sentence, path_argument
 from .register import add_register_option, register_files
 from .words import add_words_options, background_of, parse_words, words_of
 
-PLAIN = (
+PLAIN = [
     *("MODEL.CLIP.PRECISION", "fp32", "MODEL.CLIP.ENGINE", "torch"),
     *("MODEL.CLIP.COMPILE", "False", "MODEL.FREECP.COMPILE", "False"),
-)
+]
 """How a model is run, of which an export knows nothing."""
 
 
@@ -76,8 +76,7 @@ def _export(args: argparse.Namespace) -> None:
     if said := check_exportable(cfg):
         print(said)
     vocabulary = None if args.vocabulary is None else words_of(args.vocabulary)
-    in_torch = [*("MODEL.CLIP.PRECISION", "fp32"), *("MODEL.CLIP.COMPILE", "False")]
-    cfg = finished_config(cfg, [*in_torch, "MODEL.CLIP.ENGINE", "torch"])
+    cfg = finished_config(cfg, PLAIN)
     segmenter = Segmenter(build_model(cfg), cfg)
     words = segmenter.words_of(vocabulary, background_of(args.background))
     args.output.absolute().parent.mkdir(parents=True, exist_ok=True)
