@@ -49,9 +49,10 @@ ROOMS = (
         "meta_arch",
         "config",
     ),
-    *("segmentation", "scores", "refinement", "propagation", "purify", "words"),
+    *("segmentation", "scores", "refinement", "propagation", "purify", "merging", "words"),
     *("encoding", "affinity", "purification"),
-    *("clip", "ops", "sliding_window", "timing", "data", "coco", "distributed", "overlay", "fonts"),
+    *("clip", "cuda_graphs", "ops", "sliding_window", "transfers", "timing", "data", "coco"),
+    *("distributed", "overlay", "fonts"),
     *(
         "ranks",
         "heartbeat",
