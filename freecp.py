@@ -1,4 +1,4 @@
-"""The command line of freecp_d2: `freecp segment`, `web`, `evaluate`, `label`, `export`, `prepare`.
+"""The command line of freecp_d2: `freecp segment`, `evaluate`, `label` and others.
 
 It stands beside the package, since `import freecp_d2` loads torch, and help should not wait for it.
 """
@@ -15,6 +15,7 @@ SUBCOMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("freecp_d2.cli.evaluate", "FreeCP, or a base method alone, on data sets"),
     "label": ("freecp_d2.cli.label", "any number of images into label maps, on many machines"),
     "export": ("freecp_d2.cli.export", "for other runtimes: torch.export, ONNX, OpenVINO"),
+    "rank": ("freecp_d2.cli.rank", "which images to annotate first"),
     "prepare": ("freecp_d2.data.prepare.__main__", "the label maps of benchmarks, or check them"),
 }
 """Name -> the module whose `main(argv, prog)` it is, and what it does."""
