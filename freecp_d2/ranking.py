@@ -1,8 +1,9 @@
 """Which images to annotate first: those in which three readings of one CLIP disagree most.
 
 After MCDAL (Maximum Classifier Discrepancy for Active Learning, arXiv 2107.11049), which trains two
-auxiliary classifiers and asks where they and the first disagree. Nothing is trained here: the three are the base method by one half of the templates,
-FreeCP on it, and the base method by the other half. CLIP encodes the image once for all three.
+auxiliary classifiers and asks where they and the first disagree. Nothing is trained here. The three
+are the base method by one half of the templates, FreeCP on it, and the base method by the other
+half. CLIP encodes the image once for all three.
 """
 
 import math

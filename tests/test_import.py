@@ -46,6 +46,7 @@ ROOMS = (
         "predictor",
         "segmenter",
         "inputs",
+        "ranking",
         "meta_arch",
         "config",
     ),

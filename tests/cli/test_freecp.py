@@ -64,7 +64,9 @@ def test_a_subcommand_gets_the_rest_of_the_line(freecp, monkeypatch):
     assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
 
 
-@pytest.mark.parametrize("name", ["segment", "web", "evaluate", "label", "export", "prepare"])
+@pytest.mark.parametrize(
+    "name", ["segment", "web", "evaluate", "label", "export", "rank", "prepare"]
+)
 def test_subcommands_have_help(freecp, capsys, name):
     with pytest.raises(SystemExit) as error:
         freecp.main([name, "--help"])
