@@ -37,14 +37,14 @@ IMAGES = 40
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory) -> Job:
-    """Scenes of which one in ten is broken."""
+    """Scenes of which one in ten is broken, large enough that a run can be stopped."""
     folder = tmp_path_factory.mktemp("photos")
     for number in range(IMAGES):
         file = folder / f"{number:02d}.png"
         if number % 10 == 7:
             file.write_bytes(b"no image")
         else:
-            Image.fromarray(draw_scene(1000 + number).image).resize((144, 112)).save(file)
+            Image.fromarray(draw_scene(1000 + number).image).save(file)
     opts = ["MODEL.DEVICE", "cpu", "MODEL.CLIP.TEXT_CACHE", "", "MODEL.FREECP.OUTPUT", "label_map"]
     cfg = get_config("scenes/clearclip", [*opts, "INPUT.MIN_SIZE_TEST", "0"])
     output = tmp_path_factory.mktemp("undisturbed")
