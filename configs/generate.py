@@ -1,4 +1,4 @@
-"""Write the configs of all base methods, on the eight benchmarks and in clip/ (`make configs`).
+"""Write the configs of all base methods, on the benchmarks and in clip/ (`make configs`).
 
     python configs/generate.py
 

@@ -4,6 +4,7 @@ import os
 
 if "FREECP_D2_PREPARE_WORKER" not in os.environ:  # see freecp_d2/__init__.py
     from . import benchmarks, scenes
+    from .registration import register_dataset
     from .vocabulary import (
         Vocabulary,
         dataset_vocabulary,
@@ -21,5 +22,6 @@ __all__ = [
     "load_descriptions",
     "load_vocabulary",
     "normalized_name",
+    "register_dataset",
     "scenes",
 ]

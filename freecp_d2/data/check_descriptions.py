@@ -33,7 +33,7 @@ def benchmark_names() -> dict[str, list[str]]:
 
 def _names_of(kinds: Sequence[str]) -> dict[str, list[str]]:
     where = defaultdict(list)
-    for benchmark in BENCHMARKS.values():
+    for benchmark in filter(lambda b: b.in_paper, BENCHMARKS.values()):
         for kind in kinds:
             for names in vocabulary_of(benchmark, kind).classes:
                 for name in names:

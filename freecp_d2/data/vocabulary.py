@@ -124,7 +124,7 @@ def load_vocabulary(path: str | Path) -> Vocabulary:
     text = _read(path, "MODEL.FREECP.VOCABULARY")
     try:
         if path.suffix.lower() == ".json":
-            return _of_json(_parse_json(text))
+            return vocabulary_of_json(_parse_json(text))
         if path.suffix.lower() in _OTHER_FORMATS:
             raise ValueError(f"files of {path.suffix} are not read; {_HOW_TO_WRITE}")
         vocabulary, how = _of_lines(text)
@@ -216,7 +216,7 @@ def dataset_vocabulary(metadata: Metadata) -> Vocabulary:
             "register it with them, or set MODEL.FREECP.VOCABULARY"
         )
     try:
-        words = _of_json(vocabulary, repeats)
+        words = vocabulary_of_json(vocabulary, repeats)
     except ValueError as error:
         raise ValueError(f"data set {metadata.name!r}: {error}") from None
     for how in _repeated(words):
@@ -397,7 +397,15 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {more} more" if more > 0 else "")
 
 
-def _of_json(content: Any, repeats: bool = False) -> Vocabulary:
+def vocabulary_of_json(content: Any, repeats: bool = False) -> Vocabulary:
+    """The vocabulary of what :func:`load_vocabulary` takes from a JSON file.
+
+    Args:
+        repeats: several classes may have one name.
+
+    Raises:
+        ValueError: it holds no valid vocabulary; the entry is named, counted from 1.
+    """
     background: Any = []
     if isinstance(content, dict):
         unknown = content.keys() - {"classes", "background"}

@@ -54,7 +54,11 @@ BENCHMARKS = (
     "pcontext59",
     "pcontext60",
     "cityscapes",
+    "ade20k_847",
+    "pcontext459",
 )
+ADE20K_847 = {2978: 0, 312: 1, 2420: 2, 14: 94, 3144: 99, 3107: 165, 10: 210, 2646: 843, 3148: 846}
+"""Some objects of the full ADE20K -> class."""
 
 
 def write_official(
@@ -70,15 +74,15 @@ def write_official(
         context: "mat" or "json", the annotation of Pascal Context.
 
     Returns:
-        Name relative to the image folder, without suffix -> the (H, W) uint8 label map that
-        `freecp_d2.data.prepare` must make of it.
+        Name relative to the image folder, without suffix -> the (H, W) label map that
+        `freecp_d2.data.prepare` must make of it, uint8, or uint16 of the large vocabularies.
     """
     return _WRITERS[benchmark](benchmark, Path(root), images, seed, context)
 
 
-def each_pixel(labels: np.ndarray, expected: Callable[[int], int]) -> np.ndarray:
+def each_pixel(labels: np.ndarray, expected: Callable[[int], int], dtype=np.uint8) -> np.ndarray:
     """A label map made from another by a loop over its pixels."""
-    result = np.empty(labels.shape, np.uint8)
+    result = np.empty(labels.shape, dtype)
     for row in range(labels.shape[0]):
         for column in range(labels.shape[1]):
             result[row, column] = expected(int(labels[row, column]))
@@ -107,6 +111,21 @@ def _ade20k(benchmark, root, images, seed, context):
         _image(base / f"images/validation/{name}.jpg", seed, i)
         _png(base / f"annotations/validation/{name}.png", labels)
         masks[name] = each_pixel(labels, lambda raw: 255 if raw == 0 else raw - 1)
+    return masks
+
+
+def _ade20k_847(benchmark, root, images, seed, context):
+    """Objects in colours beside the images; what else is there, parts and JSON, does not count."""
+    base, masks = root / "ADE20K_2021_17_01/images/ADE/validation", {}
+    for i in range(images):
+        name = f"urban/street/ADE_val_{i + 1:08d}"
+        labels = _blocks([0, 1, 6399, *ADE20K_847], seed, i)
+        colors = np.stack([labels // 256 * 10, labels % 256, np.full(labels.shape, 7)], axis=-1)
+        _image(base / f"{name}.jpg", seed, i)
+        _png(base / f"{name}_seg.png", colors)
+        _png(base / f"{name}_parts_1.png", colors)
+        _lines(base / f"{name}.json", ["{}"])
+        masks[name] = each_pixel(labels, lambda raw: ADE20K_847.get(raw, 65535), np.uint16)
     return masks
 
 
@@ -143,9 +162,11 @@ def _cityscapes(benchmark, root, images, seed, context):
 
 def _context(benchmark, root, images, seed, context):
     base, masks = root / "VOCdevkit/VOC2010", {}
-    known = benchmark == "pcontext60"
+    known, all_459 = benchmark == "pcontext60", benchmark == "pcontext459"
 
     def expected(raw: int) -> int:
+        if all_459:
+            return raw - 1 if raw else 65535
         if raw in CONTEXT_59:
             return CONTEXT_59.index(raw) + known
         return 0 if known else 255
@@ -182,7 +203,7 @@ def _context(benchmark, root, images, seed, context):
                 }
             )
         if i < images:
-            masks[name] = each_pixel(labels, expected)
+            masks[name] = each_pixel(labels, expected, np.uint16 if all_459 else np.uint8)
     _lines(base / "ImageSets/Main/val.txt", masks)
     _lines(base / "ImageSets/Main/train.txt", [name])
     if context == "json":
@@ -317,4 +338,6 @@ _WRITERS = {
     "pcontext59": _context,
     "pcontext60": _context,
     "cityscapes": _cityscapes,
+    "ade20k_847": _ade20k_847,
+    "pcontext459": _context,
 }

@@ -55,7 +55,8 @@ def test_official_files_become_what_evaluation_reads(name, context, tmp_path, mo
     for image, mask in expected.items():
         made = Image.open(target(name, tmp_path, image))
         np.testing.assert_array_equal(np.asarray(made), mask)
-        assert made.mode == ("P" if name == "voc21" else "L")
+        mode = {"voc21": "P", "ade20k_847": "I;16", "pcontext459": "I;16"}.get(name, "L")
+        assert made.mode == mode
     new = {path.relative_to(tmp_path).as_posix() for path in after.keys() - originals.keys()}
     written = set() if name == "voc21" else {target(name, Path(), image) for image in expected}
     lists = {"VOCdevkit/VOC2010/ImageSets/SegmentationContext/val.txt"}

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import scipy.io
 import scipy.sparse
+from PIL import Image
 from pycocotools import mask as rle
 
 from freecp_d2.data.benchmarks.layout import BENCHMARKS
@@ -242,3 +243,33 @@ def test_whole_labels_of_any_type_are_read(dtype, tmp_path):
     scipy.io.savemat(tmp_path / "x.mat", {"LabelMap": labels.astype(dtype)})
     read = convert.read_context_mat(tmp_path / "x.mat")
     assert read.dtype == np.int64 and read.tolist() == labels.tolist()
+
+
+def test_colours_of_the_full_ade20k_become_the_847(tmp_path):
+    """Every id that a colour can be, to its class or to what is ignored; B is the instance."""
+    ids = np.arange(26 * 256)
+    pixels = np.stack([ids // 256 * 10, ids % 256, ids % 7], axis=-1)[None].astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "x_seg.png")
+    labels = convert.read_colors(tmp_path / "x_seg.png")
+    np.testing.assert_array_equal(labels[0], ids)
+    (source,) = BENCHMARKS["ade20k_847"].sources
+    made = convert.relabel(labels, source.ids, source.others, source.fill)
+    assert made.dtype == np.uint16
+    known = {int(i): int(c) for i, c in zip(ids, made[0], strict=True) if c != 65535}
+    assert known == BENCHMARKS["ade20k_847"].contiguous_ids and len(known) == 847
+
+
+def test_colours_without_three_channels_are_refused(tmp_path):
+    Image.fromarray(np.zeros((2, 2), np.uint8)).save(tmp_path / "x_seg.png")
+    with pytest.raises(ValueError, match=r"x_seg\.png: it has pixels of mode L and not RGB"):
+        convert.read_colors(tmp_path / "x_seg.png")
+    with pytest.raises(FileNotFoundError, match=r"y_seg\.png: no such file"):
+        convert.read_colors(tmp_path / "y_seg.png")
+
+
+def test_16_bits_only_where_they_are_needed():
+    labels = np.array([[1, 2]])
+    assert convert.relabel(labels, {1: 0, 2: 255}, ()).dtype == np.uint8
+    assert convert.relabel(labels, {1: 0, 2: 256}, ()).dtype == np.uint16
+    made = convert.relabel(labels, {1: 0}, (2,), fill=65535)
+    assert made.dtype == np.uint16 and made.tolist() == [[0, 65535]]

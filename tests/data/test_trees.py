@@ -50,6 +50,8 @@ IDS = {  # benchmark, kind of map -> pixel of the map on disk -> pixel that is e
     ("pcontext60", "ready"): as_it_is(60, ignored=False),
     ("cityscapes", "raw"): {i: CITYSCAPES.index(i) if i in CITYSCAPES else 255 for i in range(34)},
     ("cityscapes", "ready"): as_it_is(19),
+    ("ade20k_847", "ready"): {**{i: i for i in range(0, 847, 5)}, 846: 846, 65535: 65535},
+    ("pcontext459", "ready"): {**{i: i for i in range(0, 459, 5)}, 458: 458, 65535: 65535},
 }
 
 
@@ -131,6 +133,7 @@ CAT_MAPS = "coco-stuff/annotations_detectron2/val2017/*.png"
 SAN_MAPS = "coco/stuffthingmaps_detectron2/val2017/*.png"
 CAT_VOC, SAN_VOC = "VOCdevkit/VOC2012", "VOC2012"
 CONTEXT = "VOCdevkit/VOC2010"
+ADE_FULL = "ADE20K_2021_17_01"
 
 TREES = [
     # COCO-Stuff
@@ -220,6 +223,19 @@ TREES = [
         *(SAN, "pcontext60", "pcontext/val/image/*.jpg", "pcontext/val/label/*.png", "ready 59"),
         "pcontext/val/label_60/*.png",
     ),
+    # 847 and 459 classes: maps of 16 bits
+    *(
+        Tree(
+            *(project, "ade20k_847", f"{ADE_FULL}/images_detectron2/validation/*.jpg"),
+            f"{ADE_FULL}/annotations_detectron2/validation/*.tif",
+        )
+        for project in ("MaskFormer", CATSEG, SAN)
+    ),
+    Tree(
+        *(CATSEG, "pcontext459", f"{CONTEXT}/JPEGImages/*.jpg"),
+        f"{CONTEXT}/annotations_detectron2/pc459_val/*.tif",
+    ),
+    Tree(SAN, "pcontext459", "pcontext_full/val/image/*.jpg", "pcontext_full/val/label/*.tif"),
     # Cityscapes
     *of_two(MMSEG, "cityscapes", *(f"cityscapes/{folder}" for folder in CITY_FOLDERS)),
     *of_two(FREECP, "cityscapes", *(f"Cityscapes/{folder}" for folder in CITY_FOLDERS)),
@@ -248,7 +264,7 @@ def write(tree: Tree, root: Path) -> dict[str, np.ndarray]:
 
 def save(path: Path, pixels: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels.astype(np.uint8)).save(path)
+    Image.fromarray(pixels.astype(np.uint16 if path.suffix == ".tif" else np.uint8)).save(path)
 
 
 def digests(root: Path) -> dict[str, str]:

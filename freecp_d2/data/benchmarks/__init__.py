@@ -1,4 +1,4 @@
-"""The eight benchmarks of the paper: files, ids, words, and their names in the catalogs."""
+"""The paper's eight benchmarks and two of more classes: files, ids, words, catalogs."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""The eight benchmarks in Detectron2's catalogs; files are looked for when they are loaded."""
+"""The benchmarks in Detectron2's catalogs; files are looked for when they are loaded."""
 
 import logging
 from collections.abc import Mapping
@@ -66,7 +66,7 @@ def class_names(benchmark: Benchmark) -> list[str]:
 
 
 def register_benchmarks() -> None:
-    """Add the eight to Detectron2's catalogs. Looks at no data set's files."""
+    """Add them to Detectron2's catalogs. Looks at no data set's files."""
     for benchmark in BENCHMARKS.values():
         DatasetCatalog.register(benchmark.dataset, partial(load_benchmark, benchmark))
         MetadataCatalog.get(benchmark.dataset).set(
@@ -202,7 +202,7 @@ def _colors(benchmark: Benchmark) -> list[list[int]]:
     start = 0 if benchmark.scored_background else 1
     return [
         [
-            sum((i >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(3))
+            sum((i >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(8))
             for channel in range(3)
         ]
         for i in range(start, start + benchmark.num_classes)

@@ -8,6 +8,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from .ade20k_ids import ADE20K_847_IDS
+
 COCO_MISSING_IDS: frozenset[int] = frozenset({12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91})
 """COCO category ids between 1 and 182 that no class of COCO-Stuff has."""
 
@@ -36,11 +38,13 @@ class Layout:
     Attributes:
         image_folder, mask_folder: relative to DETECTRON2_DATASETS; they may have subfolders.
         image_suffix, mask_suffix: the end of the file names. A mask is a PNG of one channel of
-            uint8: contiguous class ids and `ignore_label`.
+            contiguous class ids and `ignore_label`, uint8 or, where they need it, uint16. A TIFF
+            is another project's.
         file_list: relative to DETECTRON2_DATASETS, a text file with one name (without suffix) a
             line. None: every mask in the folder counts.
-        shared_images: whether the image folder holds other images too, and no list says which are
-            of the set. The masks alone do, so `freecp_d2.data.prepare` writes no such layout.
+        shared_images: whether the masks alone say which images are of the set, as where the image
+            folder holds other images too and there is no list. `freecp_d2.data.prepare` writes no
+            such layout.
     """
 
     image_folder: str
@@ -67,6 +71,7 @@ class LabelMaps:
         others: pixels that are no class and become `fill`. Any further pixel is an error.
         without: ends of file names in the same folder that are something else.
         names_the_set: whether the folder holds the validation set and nothing else.
+        in_colors: whether they are colours of the full ADE20K, R // 10 * 256 + G for the id.
     """
 
     path: str
@@ -76,6 +81,7 @@ class LabelMaps:
     fill: int = 255
     without: tuple[str, ...] = ()
     names_the_set: bool = False
+    in_colors: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,7 @@ Source = LabelMaps | CocoInstances | ContextJson | ContextMats
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One of the eight benchmarks of METHOD.md step 9.
+    """One of the eight benchmarks of METHOD.md step 9, or of the two of large vocabularies.
 
     Attributes:
         name: what configs, vocabulary files and `python -m freecp_d2.data.prepare` call it.
@@ -120,8 +126,9 @@ class Benchmark:
             kind what lies in the tree of the images.
         num_images: of the official validation set.
         dataset_ids: the data set's own id of each contiguous id, in their order. COCO's are
-            category ids, Pascal Context's those of its 459 labels, Cityscapes' the labelIds. With
-            a scored background, contiguous id 0 is the background and has dataset id 0.
+            category ids, Pascal Context's those of its 459 labels, Cityscapes' the labelIds,
+            ADE20K-847's those of the full ADE20K's objects, counted from 1. With a scored
+            background, contiguous id 0 is the background and has dataset id 0.
         pixel_offset: what a pixel of the official label map falls short of the dataset id (1 in
             COCO-Stuff's stuffthingmaps, whose pixels are the category ids less one).
         scored_background: whether contiguous id 0 is the background.
@@ -129,6 +136,7 @@ class Benchmark:
         licence: in a few words.
         ignore_label: of the masks that evaluation reads.
         ignores: whether a pixel of its masks may be ignored; COCO-Object and PC60 ignore none.
+        in_paper: whether it is one of the eight, which have published figures and descriptions.
     """
 
     name: str
@@ -143,6 +151,7 @@ class Benchmark:
     pixel_offset: int = 0
     ignore_label: int = 255
     ignores: bool = True
+    in_paper: bool = True
 
     @property
     def layout(self) -> Layout:
@@ -366,15 +375,15 @@ _VOC21 = Benchmark(
     licence=_FLICKR,
 )
 _CONTEXT_TREES = ("VOCdevkit/VOC2010", "PascalVOC/VOC2010")
+_CONTEXT_MATS = tuple(
+    ContextMats(
+        f"{tree}/trainval", (f"{tree}/pascalcontext_val.txt", f"{tree}/ImageSets/Main/val.txt")
+    )
+    for tree in _CONTEXT_TREES
+)
 _CONTEXT_OFFICIAL: tuple[Source, ...] = (
     *(ContextJson(f"{tree}/trainval_merged.json") for tree in _CONTEXT_TREES),
-    *(
-        ContextMats(
-            f"{tree}/trainval",
-            (f"{tree}/pascalcontext_val.txt", f"{tree}/ImageSets/Main/val.txt"),
-        )
-        for tree in _CONTEXT_TREES
-    ),
+    *_CONTEXT_MATS,
 )
 _PCONTEXT59 = Benchmark(
     name="pcontext59",
@@ -489,6 +498,80 @@ _CITYSCAPES = Benchmark(
     source="https://www.cityscapes-dataset.com",
     licence="Cityscapes' own: registration, non-commercial use",
 )
+_ADE_FULL = "ADE20K_2021_17_01"
+_ADE20K_847 = Benchmark(
+    name="ade20k_847",
+    dataset="ade20k_847_val_sem_seg",
+    layouts=(
+        Layout(
+            f"{_ADE_FULL}/images/ADE/validation",
+            ".jpg",
+            f"{_ADE_FULL}/annotations_847/validation",
+            ".png",
+        ),
+        # MaskFormer's, CAT-Seg's and SAN's, whose images and maps are made smaller
+        Layout(
+            f"{_ADE_FULL}/images_detectron2/validation",
+            ".jpg",
+            f"{_ADE_FULL}/annotations_detectron2/validation",
+            ".tif",
+            shared_images=True,
+        ),
+    ),
+    num_images=2000,
+    dataset_ids=ADE20K_847_IDS,
+    ignore_label=65535,
+    in_paper=False,
+    sources=(
+        LabelMaps(
+            f"{_ADE_FULL}/images/ADE/validation",
+            "_seg.png",
+            {id_: index for index, id_ in enumerate(ADE20K_847_IDS)},
+            range(26 * 256),
+            fill=65535,
+            in_colors=True,
+        ),
+    ),
+    source="https://groups.csail.mit.edu/vision/datasets/ADE20K/request_data/",
+    licence="ADE20K's own: on request",
+)
+_PCONTEXT459 = Benchmark(
+    name="pcontext459",
+    dataset="pcontext_459_val_sem_seg",
+    layouts=(
+        *(
+            Layout(
+                f"{tree}/JPEGImages",
+                ".jpg",
+                f"{tree}/annotations_detectron2/pc459_val",
+                ".png",
+                f"{tree}/ImageSets/SegmentationContext/val.txt",
+            )
+            for tree in _CONTEXT_TREES
+        ),
+        *(
+            Layout(
+                f"{tree}/JPEGImages",
+                ".jpg",
+                f"{tree}/annotations_detectron2/pc459_val",
+                ".tif",
+                shared_images=True,
+            )
+            for tree in _CONTEXT_TREES
+        ),
+        Layout(
+            "pcontext_full/val/image", ".jpg", "pcontext_full/val/label", ".tif", shared_images=True
+        ),
+    ),
+    num_images=5104,
+    dataset_ids=tuple(range(1, 460)),
+    ignore_label=65535,
+    in_paper=False,
+    # The JSON of the other two is merged; CAT-Seg and SAN make theirs from the .mat files.
+    sources=_CONTEXT_MATS,
+    source=_PCONTEXT59.source,
+    licence=_PCONTEXT59.licence,
+)
 
 BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType(
     {
@@ -502,6 +585,8 @@ BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType(
             _PCONTEXT59,
             _PCONTEXT60,
             _CITYSCAPES,
+            _ADE20K_847,
+            _PCONTEXT459,
         )
     }
 )

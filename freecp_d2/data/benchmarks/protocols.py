@@ -307,7 +307,7 @@ def base_protocol(cfg: CfgNode) -> BaseProtocol:
             f"MODEL.FREECP.REFINE is {freecp.REFINE} and PROTOCOL paper, which settles how a base "
             "method alone is refined; choose REFINE none, or PROTOCOL same"
         )
-    names = {benchmark.dataset: benchmark.name for benchmark in BENCHMARKS.values()}
+    names = {b.dataset: b.name for b in BENCHMARKS.values() if b.in_paper}
     protocols = [PAPER[method][names.get(dataset)] for dataset in cfg.DATASETS.TEST or [""]]
     if any(protocol != protocols[0] for protocol in protocols):
         raise ValueError(

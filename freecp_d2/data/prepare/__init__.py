@@ -1,4 +1,4 @@
-"""Official annotations of the eight benchmarks -> the label maps that evaluation reads.
+"""Official annotations of the benchmarks -> the label maps that evaluation reads.
 
 python -m freecp_d2.data.prepare <name> [...] [--root FOLDER] [--workers N] [--verify] [--partial]
 """

@@ -1,4 +1,4 @@
-"""One image's official annotation -> its (H, W) uint8 label map of contiguous ids."""
+"""One image's official annotation -> its (H, W) label map of contiguous ids."""
 
 import os
 from collections.abc import Collection, Mapping, Sequence
@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import scipy.io
 from pycocotools import mask as rle
+
+from ..images import open_image
 
 
 def read_context_mat(path: str | os.PathLike) -> np.ndarray:
@@ -34,6 +36,20 @@ def read_context_mat(path: str | os.PathLike) -> np.ndarray:
     return whole
 
 
+def read_colors(path: str | os.PathLike) -> np.ndarray:
+    """The ids in a `_seg.png` of the full ADE20K, (H, W) integers: R // 10 * 256 + G.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: damaged, or its pixels are no RGB.
+    """
+    with open_image(path) as image:
+        mode, pixels = image.mode, np.asarray(image, dtype=np.int64)
+    if mode != "RGB":
+        raise ValueError(f"{path}: it has pixels of mode {mode} and not RGB; fetch it anew")
+    return pixels[..., 0] // 10 * 256 + pixels[..., 1]
+
+
 def relabel(
     labels: np.ndarray, ids: Mapping[int, int], others: Collection[int], fill: int = 255
 ) -> np.ndarray:
@@ -45,12 +61,12 @@ def relabel(
         others: official ids that are no class; they become `fill`.
 
     Returns:
-        (H, W) uint8.
+        (H, W) uint8, or uint16 where `fill` or a contiguous id needs it.
 
     Raises:
         ValueError: an id occurs that is in neither; the annotation has none such.
     """
-    table = np.full(max([*ids, *others]) + 1, -1, np.int16)
+    table = np.full(max([*ids, *others]) + 1, -1, np.int32)
     table[list(others)] = fill
     table[list(ids)] = list(ids.values())
     inside = (labels >= 0) & (labels < len(table))
@@ -58,7 +74,7 @@ def relabel(
     if not known.all():
         wrong = ", ".join(map(str, np.unique(labels[~known])[:5]))
         raise ValueError(f"the official annotation has no id {wrong}; fetch the file anew")
-    return table[labels].astype(np.uint8)
+    return table[labels].astype(np.uint8 if table.max() < 256 else np.uint16)
 
 
 def paint(regions: Sequence[tuple[int, Any]], height: int, width: int) -> np.ndarray:

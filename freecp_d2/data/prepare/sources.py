@@ -25,7 +25,7 @@ from ..images import load_label_map
 from . import convert
 
 Converter = Callable[[], np.ndarray]
-"""Makes the (H, W) uint8 label map of one image. Can be sent to another process."""
+"""Makes the (H, W) label map of one image. Can be sent to another process."""
 
 COCO_THINGS = frozenset(COCO_IDS[:80])
 _CONTEXT_LABELS = range(460)
@@ -83,6 +83,7 @@ def _label_maps(benchmark: Benchmark, root: Path, source: LabelMaps) -> Annotati
             source.ids,
             source.others,
             source.fill,
+            convert.read_colors if source.in_colors else load_label_map,
         )
         for name in names
     }
@@ -91,9 +92,13 @@ def _label_maps(benchmark: Benchmark, root: Path, source: LabelMaps) -> Annotati
 
 
 def _convert_label_map(
-    path: Path, ids: Mapping[int, int], others: Iterable[int], fill: int
+    path: Path,
+    ids: Mapping[int, int],
+    others: Iterable[int],
+    fill: int,
+    read: Callable[[Path], np.ndarray],
 ) -> np.ndarray:
-    return convert.relabel(load_label_map(path), ids, tuple(others), fill)
+    return convert.relabel(read(path), ids, tuple(others), fill)
 
 
 def _coco_instances(benchmark: Benchmark, path: Path) -> Annotations:
@@ -173,7 +178,7 @@ def _convert_mat(path: Path, ids: Mapping[int, int], fill: int) -> np.ndarray:
 
 
 def _no_class(benchmark: Benchmark) -> int:
-    """What Pascal Context's other 400 labels become: background where it is scored."""
+    """What Pascal Context's further labels become: background where it is scored."""
     return 0 if benchmark.scored_background else benchmark.ignore_label
 
 
