@@ -17,6 +17,7 @@ from platformdirs import user_cache_path
 from .clip import BASE_METHODS
 from .data import Vocabulary, dataset_vocabulary, load_descriptions, load_vocabulary
 from .data.benchmarks.protocols import with_protocol
+from .relations import Relations, load_relations
 
 CONFIGS: Path = Path(__file__).with_name("configs")
 """The YAML files that the library ships; in a checkout the link to configs/."""
@@ -151,6 +152,28 @@ def add_freecp_config(cfg: CfgNode) -> None:
     freecp.DESCRIPTIONS = ""
     # A file of class names (see freecp_d2.data.load_vocabulary) in place of the data set's own.
     freecp.VOCABULARY = ""
+    # "auto": the background's names are words that CLIP chooses for the classes from a lexicon, in
+    # place of the vocabulary's; "random": as many of the same lexicon by chance, as a control.
+    freecp.BACKGROUND = ""
+    background = freecp.BACKGROUND_WORDS = CfgNode()
+    # What the lexicon is made of (freecp_d2.data.lexicon), and how many of its words are chosen.
+    background.LEXICON = ("coco_stuff", "ade20k")
+    background.COUNT = 64
+    # Words are left out whose cosine to a name of a class is at least this.
+    background.MAX_SIMILARITY = 0.9
+    # auto: how much a word counts less that is like one that is chosen.
+    background.PENALTY = 0.5
+    # random: its seed.
+    background.SEED = 0
+    # JSON {class: {class: "part" or "together"}}: these never compete in the ambiguity stage,
+    # however much their maps overlap (freecp_d2.relations). "": any may.
+    freecp.RELATIONS = ""
+    # Makes the template features of different classes less alike (freecp_d2.decorrelation): 0, as
+    # CLIP has them, to 1, orthogonal.
+    freecp.DECORRELATION = 0.0
+    # A class of several names: those do not count in an image whose probability among them, by the
+    # class's region, is at most this (freecp_d2.synonyms). 0: all do. The paper's is 0.1.
+    freecp.SYNONYM_THRESHOLD = 0.0
     # The base method alone under PROTOCOL "same", with a scored background: pixels whose best
     # probability is below this are background.
     freecp.BACKGROUND_THRESHOLD = 0.5
@@ -262,6 +285,16 @@ def configured_descriptions(cfg: CfgNode) -> Mapping[str, Sequence[str]]:
     """
     file = cfg.MODEL.FREECP.DESCRIPTIONS
     return load_descriptions(file) if file else {}
+
+
+def configured_relations(cfg: CfgNode) -> Relations:
+    """Those of MODEL.FREECP.RELATIONS; none where it is empty.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`freecp_d2.relations.load_relations`.
+    """
+    file = cfg.MODEL.FREECP.RELATIONS
+    return load_relations(file) if file else frozenset()
 
 
 def list_configs() -> list[str]:

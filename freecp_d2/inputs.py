@@ -39,7 +39,8 @@ VocabularyLike: TypeAlias = (
 a :class:`freecp_d2.data.Vocabulary`; the path of a file of one."""
 
 Background: TypeAlias = bool | Sequence[str]
-"""True: what is none of the classes is background; a list: by these names; False: as it is."""
+"""True: what is none of the classes is background; a list: by these names; "auto" or "random": by
+names that are chosen (MODEL.FREECP.BACKGROUND); False: as it is."""
 
 DescriptionsLike: TypeAlias = Mapping[str, Sequence[str]] | str | os.PathLike | None
 """Class -> sentences about it, or the path of a file of that."""
@@ -173,7 +174,9 @@ def with_background(vocabulary: Vocabulary, background: Background) -> Vocabular
         default = load_vocabulary(f"{PACKAGED}benchmarks/published/voc21.json").background
         background = [name for name in default if normalized_name(name) not in classes]
     if isinstance(background, str):
-        raise ValueError(f"background is {background!r}; give True or a list of names")
+        raise ValueError(
+            f"background is {background!r}; give True, auto, random or a list of names"
+        )
     if not isinstance(background, bool):
         if not _are_texts(background):
             raise TypeError(f"background is {background!r}; give True, False or a list of names")

@@ -1,6 +1,7 @@
 """FreeCP as a Detectron2 meta-architecture: normalise, windows, encode, purify, merge, label."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,11 +10,12 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
 from .affinity import AffinityProvider, build_affinity
+from .background import NOT_CHOSEN, BackgroundChoice, choose_background, configured_choice
 from .clip import DenseCLIP
 from .clip.build import build_clip
 from .clip.matmul import exact_products
 from .clip.text import TextEncoder
-from .config import configured_descriptions, configured_vocabulary
+from .config import configured_descriptions, configured_relations, configured_vocabulary
 from .data import Vocabulary
 from .data.benchmarks.protocols import (
     SAME,
@@ -24,10 +26,12 @@ from .data.benchmarks.protocols import (
     configured_refinement,
     with_protocol,
 )
+from .decorrelation import check_decorrelation
 from .encoding import EncodedImages, Normalize, WindowsDone, at_least_a_patch, encode_images
 from .merging import base_similarities
 from .purification import PurificationHead
 from .purify import purify_windows
+from .relations import Relations
 from .scores import base_results, check_output, purified_results
 from .sliding_window import check_windows, window_batches
 from .timing import StageTimer
@@ -55,13 +59,15 @@ class FreeCP(nn.Module):
         window, stride: in pixels. Either 0: the whole image at once.
         batch_size: how many windows go through CLIP at once.
         refinement: of the maps of the classes that stay, at the size of the output.
+        background: how :meth:`set_vocabulary` finds names of the background.
+        decorrelation, relations: of the words; see :func:`freecp_d2.words.encode_words`.
         protocol: how the base method alone is run. Its short side, window, stride and words are not
             read here; see MODEL.FREECP.PROTOCOL.
         pixel_mean, pixel_std: of RGB, 0-255.
         input_format: channel order of the images, RGB or BGR.
 
     Raises:
-        ValueError: input_format, output, window, stride or batch_size out of range.
+        ValueError: input_format, output, window, stride, batch_size or decorrelation out of range.
     """
 
     build_clip = staticmethod(build_clip)
@@ -82,6 +88,9 @@ class FreeCP(nn.Module):
         stride: int,
         batch_size: int,
         refinement: Refinement = UNREFINED,
+        background: BackgroundChoice = NOT_CHOSEN,
+        decorrelation: float = 0.0,
+        relations: Relations = frozenset(),
         protocol: BaseProtocol = SAME,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
@@ -100,6 +109,9 @@ class FreeCP(nn.Module):
         self.stride = stride
         self.batch_size = batch_size
         self.refinement = refinement
+        self.background = background
+        self.decorrelation = check_decorrelation(decorrelation)
+        self.relations = relations
         self.protocol = protocol
         self.timer = StageTimer()
         device = next(encoder.parameters()).device
@@ -136,6 +148,9 @@ class FreeCP(nn.Module):
             "stride": freecp.STRIDE,
             "batch_size": freecp.BATCH_SIZE,
             "refinement": configured_refinement(cfg),
+            "background": configured_choice(cfg),
+            "decorrelation": freecp.DECORRELATION,
+            "relations": configured_relations(cfg),
             "protocol": protocol,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
@@ -166,13 +181,27 @@ class FreeCP(nn.Module):
             ValueError: a name or a sentence that does not fit into CLIP's context.
         """
         sentences = descriptions if self.enabled else None
-        return encode_words(self.text_encoder, vocabulary, sentences).to(self.device)
+        words = self.decorrelation, self.relations
+        return encode_words(self.text_encoder, vocabulary, sentences, *words).to(self.device)
+
+    @exact_products
+    def with_background(self, vocabulary: Vocabulary, how: str | None = None) -> Vocabulary:
+        """The vocabulary with the background that MODEL.FREECP.BACKGROUND asks for.
+
+        Args:
+            how: in place of that.
+
+        Raises:
+            ValueError: as :func:`freecp_d2.background.choose_background`.
+        """
+        choice = self.background if how is None else replace(self.background, how=how)
+        return choose_background(self.text_encoder, vocabulary, choice)
 
     def set_vocabulary(
         self, vocabulary: Vocabulary, descriptions: Mapping[str, Sequence[str]] | None = None
     ) -> None:
         """Segment these classes from now on. Arguments and errors: :meth:`encode_words`."""
-        self.words = self.encode_words(vocabulary, descriptions or {})
+        self.words = self.encode_words(self.with_background(vocabulary), descriptions or {})
 
     @torch.no_grad()
     def forward(self, batched_inputs: list[dict]) -> list[dict]:

@@ -12,6 +12,7 @@ from detectron2.config import CfgNode
 from PIL import Image
 from torch import Tensor
 
+from .background import lexicon_sentences
 from .clip.matmul import bf16_matmul
 from .config import finished_config, load_config
 from .data import Vocabulary, normalized_name
@@ -149,7 +150,10 @@ class FreeCPPredictor:
             vocabulary: see :data:`freecp_d2.inputs.VocabularyLike`; None for the config's own.
             background: True: what is none of the classes is background, by the vocabulary's own
                 background names or else the 26 of METHOD.md step 0, without those that name a
-                class. A list: these names. False: only where the vocabulary has background names.
+                class. A list: these names. "auto": words that CLIP chooses for the classes from
+                those of COCO-Stuff and ADE20K (MODEL.FREECP.BACKGROUND_WORDS); :meth:`prepare`
+                tells them. "random": as many by chance. False: as MODEL.FREECP.BACKGROUND says, by
+                default only where the vocabulary has background names.
             on_error: of several images, "skip" gives a :class:`FailedImage` for one that cannot be
                 segmented, and goes on.
             options: see :class:`Options`.
@@ -255,5 +259,6 @@ class FreeCPPredictor:
     def forget(self, vocabularies: Iterable[Vocabulary]) -> None:
         """Drop the text features of vocabularies that :meth:`prepare` gave, and their words."""
         self._segmenter.words.forget(vocabularies)
-        self._segmenter.model.text_encoder.forget()
+        model = self._segmenter.model
+        model.text_encoder.forget(lexicon_sentences(model.background))
         normalized_name.cache_clear()

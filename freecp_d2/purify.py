@@ -1,7 +1,7 @@
 """METHOD.md steps 2 to 6 on the windows of images: which classes stay, and their maps."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from .encoding import EncodedImages
 from .merging import WindowMean, upsampled, window_means
 from .purification import Candidates, NonFiniteInput, PurificationHead
 from .sliding_window import Window
+from .synonyms import fitting_names
 from .timing import StageTimer
 from .words import Words
 
@@ -80,6 +81,7 @@ def purify_windows(
     windows: list[Window] = []
     pixels: list[list[Tensor]] = []
     candidates: list[Candidates] = []
+    patches: list[Tensor] = []
     for batch in encoded.batches:
         if batch.features is None:
             raise ValueError("images that were encoded for a base method; encode them anew")
@@ -95,6 +97,8 @@ def purify_windows(
         windows += batch.windows
         pixels.append([encoded.images[w.image][:, w.rows, w.columns] for w in batch.windows])
         candidates.append(selected)
+        if head.synonym_threshold:
+            patches.append(batch.features.patches_for(words.text))
     with timer.stage("purify", device):
         try:
             fetched = head.fetch(candidates)
@@ -112,12 +116,13 @@ def purify_windows(
                 encoder,
                 words.num_background,
                 ambiguity_threshold,
+                words.related,
             )
             for views, selected in zip(pixels, fetched, strict=True)
         ]
         on_host = transfers.to_host([tensor for outcome in outcomes for tensor in outcome])
         kept, beaten_by = np.concatenate(on_host[::2]), np.concatenate(on_host[1::2])
-    return PurifiedWindows(
+    purified = PurifiedWindows(
         windows=windows,
         maps=[batch.refined for batch in candidates],
         kept=kept > 0,
@@ -125,6 +130,46 @@ def purify_windows(
         consistency=np.concatenate([selected.consistency for selected in fetched]),
         beaten_by=beaten_by.astype(np.int64),
     )
+    if not head.synonym_threshold:
+        return purified
+    with timer.stage("purify", device):
+        kept = without_odd_names(
+            purified, patches, words, encoder.logit_scale, head.synonym_threshold
+        )
+    return replace(purified, kept=kept)
+
+
+def without_odd_names(
+    purified: PurifiedWindows,
+    patches: Sequence[Tensor],
+    words: Words,
+    logit_scale: float,
+    threshold: float,
+) -> np.ndarray:
+    """`kept` of the windows without names that do not fit (:mod:`freecp_d2.synonyms`).
+
+    The host waits once for every class of an image of which several names stay.
+
+    Args:
+        patches: (B, N, D) of the same batches as `purified.maps`.
+    """
+    windows = np.array([window.image for window in purified.windows])
+    starts = np.cumsum([0] + [len(maps) for maps in purified.maps]).tolist()
+    kept = purified.kept.copy()
+    for image in np.unique(windows):
+        rows = (windows == image).nonzero()[0]
+        first, last = int(rows[0]), int(rows[-1]) + 1
+        of_image = [slice(max(first - s, 0), max(last - s, 0)) for s in starts[:-1]]
+        kept[rows] &= fitting_names(
+            [maps[part] for maps, part in zip(purified.maps, of_image, strict=True)],
+            [features[part] for features, part in zip(patches, of_image, strict=True)],
+            kept[rows],
+            words.text[words.num_background :],
+            words.vocabulary.query_class,
+            logit_scale,
+            threshold,
+        )
+    return kept
 
 
 def class_maps(

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 
+from .background import chooses_background
 from .config import configured_descriptions, configured_vocabulary
 from .data.mapper import InferenceMapper
 from .encoding import EncodedImages, WindowsDone
@@ -92,7 +93,12 @@ class Segmenter:
             asked = configured_vocabulary(self.cfg)
         else:
             asked = as_vocabulary(vocabulary)
-        asked = with_background(asked, background)
+        if chooses_background(background):
+            asked = self.model.with_background(asked, background)
+        elif background is False:
+            asked = with_background(self.model.with_background(asked), background)
+        else:
+            asked = with_background(asked, background)
         if descriptions is None:
             return self.words.get(asked)
         return self.model.encode_words(asked, as_descriptions(descriptions))

@@ -5,11 +5,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .clip.text import TextEncoder, description_features, template_sentences
 from .data import Vocabulary
+from .decorrelation import decorrelate_queries
+from .relations import Relations, related_queries
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,12 +24,14 @@ class Words:
         text: (Q, D) unit-length template features of its queries, the background's first.
         descriptions: (Q, D) unit-length description features of the same queries.
         query_class: (Q - num_background,) int64, the class of each query that is not background.
+        related: (C, C) bool of these queries, which never compete; None: any may.
     """
 
     vocabulary: Vocabulary
     text: Tensor
     descriptions: Tensor
     query_class: Tensor
+    related: np.ndarray | None = None
 
     @property
     def num_background(self) -> int:
@@ -100,16 +105,20 @@ def encode_words(
     text_encoder: TextEncoder,
     vocabulary: Vocabulary,
     sentences: Mapping[str, Sequence[str]] | None,
+    decorrelation: float = 0.0,
+    relations: Relations = frozenset(),
 ) -> Words:
     """The words of a vocabulary, on the CPU (METHOD.md step 0).
 
     Args:
         sentences: class name -> sentences about it; a class without any is described by its
             templates. None: all are, and nothing is said, as a base method alone wants it.
+        decorrelation: see :func:`freecp_d2.decorrelation.decorrelate`; of the template features.
+        relations: see :func:`freecp_d2.relations.load_relations`.
 
     Raises:
-        ValueError: a name or a sentence that does not fit into CLIP's context, or one whose
-            embedding is not finite.
+        ValueError: a name or a sentence that does not fit into CLIP's context, one whose
+            embedding is not finite, or more classes than can be decorrelated.
     """
     names = vocabulary.queries
     text = text_encoder.encode(template_sentences(names))
@@ -118,4 +127,7 @@ def encode_words(
         descriptions = description_features(
             text_encoder, names, sentences, text, vocabulary.num_background
         )
-    return Words(vocabulary, text, descriptions, torch.tensor(vocabulary.query_class))
+    query_class = torch.tensor(vocabulary.query_class)
+    text = decorrelate_queries(text, query_class, vocabulary.num_background, decorrelation)
+    related = related_queries(vocabulary, relations)
+    return Words(vocabulary, text, descriptions, query_class, related)

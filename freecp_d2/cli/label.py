@@ -19,6 +19,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from ..background import chooses_background
 from ..config import config_path, configured_vocabulary, load_config
 from ..distributed import job_token, require_one_job
 from ..errors import add_debug_option, one_sentence
@@ -98,6 +99,11 @@ def job_of(args: argparse.Namespace) -> Job:
     if args.dataset is not None:
         require_registered(args.dataset)
         opts += ["DATASETS.TEST", (args.dataset,)]
+    background = background_of(args.background)
+    if background is not False:
+        chosen = chooses_background(background)
+        opts += ["MODEL.FREECP.BACKGROUND", background if chosen else ""]
+        background = False if chosen else background
     cfg: CfgNode = load_config(config_path(args.config_file), opts)
     if args.vocabulary is None:
         vocabulary = configured_vocabulary(cfg)
@@ -107,7 +113,7 @@ def job_of(args: argparse.Namespace) -> Job:
     if args.tars < 0:
         raise ValueError(f"--tars {args.tars}: give the number of images in each")
     outputs = Outputs(args.min_confidence, args.scores, args.coco)
-    vocabulary = with_background(vocabulary, background_of(args.background))
+    vocabulary = with_background(vocabulary, background)
     return Job(cfg, source, args.output, vocabulary, outputs, args.tars)
 
 

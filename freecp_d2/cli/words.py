@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
+from ..background import chooses_background
 from ..inputs import names_a_file
 
 
@@ -20,7 +21,8 @@ def add_words_options(parser: argparse.ArgumentParser) -> None:
         const=True,
         default=False,
         metavar="WORDS",
-        help="what is none of the classes is background, by 26 common names or by these",
+        help="what is none of the classes is background: by 26 common names, by these, or, where "
+        "it is auto, by names that CLIP chooses for the classes",
     )
 
 
@@ -48,13 +50,13 @@ def _names(flag: str, text: str) -> list[str]:
     return names
 
 
-def background_of(text: str | bool) -> bool | list[str]:
+def background_of(text: str | bool) -> bool | str | list[str]:
     """--background as the predictor takes it.
 
     Raises:
         ValueError: it names nothing.
     """
-    if isinstance(text, bool):
+    if isinstance(text, bool) or chooses_background(text):
         return text
     if names := _names("--background", text):
         return names

@@ -149,13 +149,18 @@ class TextEncoder:
                 kept.popitem(last=False)
         return torch.stack([features[key] for key in keys])
 
-    def forget(self) -> None:
+    def forget(self, but: Sequence[Sequence[str]] = ()) -> None:
         """Drop what memory holds of texts; the folder stays.
 
         That is the features, and the words whose pieces open_clip's SimpleTokenizer keeps.
+
+        Args:
+            but: entries whose features stay.
         """
         with self._lock:
+            known = {key: self._kept[key] for key in self._keys(but) if key in self._kept}
             self._kept.clear()
+            self._kept.update(known)
             if isinstance(self.tokenizer, SimpleTokenizer):
                 decoder, special = self.tokenizer.decoder, self.tokenizer.all_special_ids
                 self.tokenizer.cache = {decoder[token]: decoder[token] for token in special}

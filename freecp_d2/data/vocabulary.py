@@ -165,6 +165,25 @@ def load_descriptions(path: str | Path) -> dict[str, list[str]]:
         raise ValueError(f"descriptions {path}: {error}") from None
 
 
+def read_json(path: str | Path, key: str) -> Any:
+    """What a JSON file holds, no object of which has a key twice.
+
+    Args:
+        path: UTF-8; it may begin with :data:`freecp_d2.files.PACKAGED`.
+        key: of the config, for messages.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is no such JSON.
+    """
+    path = local_path(path)
+    text = _read(path, key)
+    try:
+        return _parse_json(text)
+    except ValueError as error:
+        raise ValueError(f"{key} {path}: {error}") from None
+
+
 def in_words(name: str) -> str:
     """`name` as CLIP reads it: underscores are spaces, "traffic_light" is "traffic light"."""
     return " ".join(name.replace("_", " ").split())

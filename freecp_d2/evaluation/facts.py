@@ -29,9 +29,9 @@ def facts_of(cfg: CfgNode, model: FreeCP) -> dict[str, Any]:
     Returns:
         `method`, `enabled`, `redundancy`, `ambiguity`, `protocol`, `refine`, `clip`,
         `pretrained` and `vocabulary` as in the config, `device`, `precision` as it ran ("fp16",
-        never "auto"), `words`, `descriptions`, `weights` and `affinity_weights` (all SHA-256; the
-        last None where the affinity's provider has none), `versions`, and `config`, all of it as
-        nested objects.
+        never "auto"), `words`, `descriptions`, `relations`, `weights` and
+        `affinity_weights` (all SHA-256; None where there are none), `versions`, and `config`, all
+        of it as nested objects.
     """
     clip, freecp = cfg.MODEL.CLIP, cfg.MODEL.FREECP
     return {
@@ -48,6 +48,7 @@ def facts_of(cfg: CfgNode, model: FreeCP) -> dict[str, Any]:
         "precision": precision_of(model.encoder),
         "words": model.vocabulary and hash_of_words(model.vocabulary),
         "descriptions": hash_of_descriptions(freecp.DESCRIPTIONS),
+        "relations": _sha256(sorted(model.relations)) if model.relations else None,
         "weights": hash_of_weights(model.encoder),
         "affinity_weights": (
             hash_of_weights(model.affinity) if isinstance(model.affinity, nn.Module) else None
@@ -65,7 +66,12 @@ def facts_of(cfg: CfgNode, model: FreeCP) -> dict[str, Any]:
 ELSEWHERE = {
     *("OUTPUT_DIR", "DATASETS", "DATALOADER", "MODEL.DEVICE", "MODEL.CLIP.PRETRAINED"),
     *("MODEL.CLIP.TEXT_CACHE", "MODEL.FREECP.OUTPUT", "MODEL.FREECP.VOCABULARY"),
-    *("MODEL.FREECP.DESCRIPTIONS", "MODEL.FREECP.AFFINITY_VIT_WEIGHTS", "VERSION"),
+    *(
+        "MODEL.FREECP.DESCRIPTIONS",
+        "MODEL.FREECP.RELATIONS",
+        "MODEL.FREECP.AFFINITY_VIT_WEIGHTS",
+        "VERSION",
+    ),
 }
 """Keys of the config that change no label, or only by words and weights, whose hashes are facts."""
 
@@ -79,7 +85,7 @@ def label_settings(facts: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
         Hashes and precision, and the keys of the config, such as MODEL.CLIP.METHOD, flat.
     """
-    keys = ("words", "descriptions", "weights", "affinity_weights", "precision")
+    keys = ("words", "descriptions", "relations", "weights", "affinity_weights", "precision")
     settings = {key: facts[key] for key in keys if key in facts}
     return settings | _relevant(facts.get("config", {}), "")
 

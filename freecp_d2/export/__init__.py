@@ -59,6 +59,15 @@ def check_exportable(cfg: CfgNode) -> str:
             "to ''",
         ),
         (
+            freecp.RELATIONS,
+            f"MODEL.FREECP.RELATIONS {freecp.RELATIONS} are not exported; set it to ''",
+        ),
+        (
+            freecp.SYNONYM_THRESHOLD,
+            f"MODEL.FREECP.SYNONYM_THRESHOLD {freecp.SYNONYM_THRESHOLD} is not exported; set it "
+            "to 0",
+        ),
+        (
             freecp.REFINE != "none",
             f"MODEL.FREECP.REFINE {freecp.REFINE} is not exported; set it to none",
         ),

@@ -29,7 +29,7 @@ class Job:
         cfg: of the model.
         source: the images.
         output: the folder of the labels.
-        vocabulary: the classes.
+        vocabulary: the classes; MODEL.FREECP.BACKGROUND may give it a background.
         outputs: what is written of each image.
         tars: see :func:`.merge.merge`.
     """
@@ -44,8 +44,9 @@ class Job:
 
 def encode(job: Job, model: FreeCP) -> tuple[Words, dict[str, Any]]:
     """The words of a run, on the CPU, and its settings: once a run, by one of its workers."""
-    words = model.encode_words(job.vocabulary, configured_descriptions(job.cfg))
-    settings = settings_of(job.cfg, model, job.vocabulary, job.outputs)
+    vocabulary = model.with_background(job.vocabulary)
+    words = model.encode_words(vocabulary, configured_descriptions(job.cfg))
+    settings = settings_of(job.cfg, model, vocabulary, job.outputs)
     return words.to(torch.device("cpu")), settings
 
 

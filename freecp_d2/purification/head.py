@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .. import transfers
 from ..clip import DenseFeatures
 from ..cuda_graphs import Graphed
+from ..synonyms import check_synonym_threshold
 from . import stages
 from .stages import Selected
 
@@ -112,6 +113,7 @@ class PurificationHead(nn.Module):
         box_full_extent: True: boxes reach the last row and column, which the published ones miss.
         crop_batch_size: how many crops go through CLIP at once.
         cuda_graphs: run steps 2 to 5 as CUDA graphs; see MODEL.FREECP.COMPILE.
+        synonym_threshold: see MODEL.FREECP.SYNONYM_THRESHOLD.
 
     Raises:
         ValueError: `consistency` is neither, a threshold is none from 0 to 1, or `crop_batch_size`
@@ -131,6 +133,7 @@ class PurificationHead(nn.Module):
         box_full_extent: bool = False,
         crop_batch_size: int = 64,
         cuda_graphs: bool = False,
+        synonym_threshold: float = 0.0,
     ):
         super().__init__()
         if consistency not in CONSISTENCIES:
@@ -150,6 +153,7 @@ class PurificationHead(nn.Module):
         self.true_iou = consistency == "paper"
         self.box_full_extent = box_full_extent
         self.crop_batch_size = crop_batch_size
+        self.synonym_threshold = check_synonym_threshold(synonym_threshold)
         candidates = stages.select_candidates
         self._select_candidates = Graphed(candidates) if cuda_graphs else candidates
 
@@ -166,6 +170,7 @@ class PurificationHead(nn.Module):
             "box_full_extent": freecp.BOX_FULL_EXTENT,
             "crop_batch_size": freecp.CROP_BATCH_SIZE,
             "cuda_graphs": freecp.COMPILE,
+            "synonym_threshold": freecp.SYNONYM_THRESHOLD,
         }
 
     @torch.no_grad()
@@ -350,6 +355,7 @@ class PurificationHead(nn.Module):
         encoder: Encoder,
         num_background: int | None = None,
         threshold: float | None = None,
+        related: np.ndarray | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Ambiguity purification. It does not wait for the device.
 
@@ -358,6 +364,7 @@ class PurificationHead(nn.Module):
             selected: of :meth:`fetch`.
             num_background, threshold: in place of the head's own and of its ambiguity threshold.
                 The others are those of :meth:`forward`.
+            related: (C, C) bool, the classes that never compete; None: any may.
 
         Returns:
             `kept` and `beaten_by` of :class:`PurifiedMaps`.
@@ -382,6 +389,7 @@ class PurificationHead(nn.Module):
             if threshold is None
             else check_threshold("AMBIGUITY", threshold),
             self.box_full_extent,
+            related,
         )
 
 

@@ -172,20 +172,37 @@ def compared(refined: Tensor, kept: Tensor, count: int) -> tuple[Tensor, Tensor]
     return maps, ops.soft_iou(maps)
 
 
-def ambiguous_groups(soft_iou: np.ndarray, threshold: float) -> list[np.ndarray]:
+def ambiguous_groups(
+    soft_iou: np.ndarray, threshold: float, related: np.ndarray | None = None
+) -> list[np.ndarray]:
     """Groups of look-alike classes in one window (METHOD.md step 6).
 
     Args:
         soft_iou: (M, M) of the refined maps of the classes that stayed.
         threshold: classes of at least this soft IoU are linked.
+        related: (M, M) bool, symmetric, pairs that no group may have; None: there are none.
 
     Returns:
-        The connected components of that graph, as sorted indices.
+        The connected components of that graph, as sorted indices. With related pairs, links join
+        groups one by one, that of the largest soft IoU first, unless a related pair would meet.
     """
+    if related is not None and related.any():
+        return _groups_apart(soft_iou, threshold, related)
     from scipy.sparse.csgraph import connected_components  # 0.1 s that few need
 
     count, component = connected_components(soft_iou >= threshold, directed=False)
     return [(component == i).nonzero()[0] for i in range(count)]
+
+
+def _groups_apart(soft_iou: np.ndarray, threshold: float, related: np.ndarray) -> list[np.ndarray]:
+    """:func:`ambiguous_groups` with related pairs."""
+    group = np.arange(len(soft_iou))
+    rows, columns = np.nonzero(np.triu(soft_iou >= threshold, 1))
+    for link in np.argsort(-soft_iou[rows, columns], kind="stable"):
+        first, second = sorted((group[rows[link]], group[columns[link]]))
+        if not related[np.ix_(group == first, group == second)].any():
+            group[group == second] = first
+    return [(group == i).nonzero()[0] for i in np.unique(group)]
 
 
 def crops_one_by_one(
@@ -256,6 +273,7 @@ def resolve_ambiguity(
     patch_size: tuple[int, int],
     threshold: float,
     full_extent: bool = False,
+    related: np.ndarray | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Keep of every group of look-alike classes those that win a crop (METHOD.md step 6).
 
@@ -271,6 +289,7 @@ def resolve_ambiguity(
         patch_size: height and width of a patch in pixels.
         threshold: soft IoU from which classes are linked.
         full_extent: see :func:`freecp_d2.ops.component_boxes`.
+        related: (C, C) bool, symmetric, the classes that are never in one group; None: any may.
 
     Returns:
         (B, C) bool, the classes that stay, and (B, C) int64, for a class that goes the one of its
@@ -278,7 +297,7 @@ def resolve_ambiguity(
     """
     device, shape = images[0].device, selected.kept.shape
     winners = selected.kept.copy()
-    groups, averages = _groups(selected, threshold)
+    groups, averages = _groups(selected, threshold, related)
     maps = torch.from_numpy(averages)
     boxes = ops.component_boxes(maps, full_extent=full_extent).tolist() if groups else []
     empty = {group for group, x0, y0, x1, y1 in boxes if x1 <= x0 or y1 <= y0}
@@ -325,14 +344,15 @@ def resolve_ambiguity(
 
 
 def _groups(
-    selected: Selected, threshold: float
+    selected: Selected, threshold: float, related: np.ndarray | None
 ) -> tuple[list[tuple[int, np.ndarray]], np.ndarray]:
     """Window and members of every group of several classes, and their average maps (G, h, w)."""
     groups, averages = [], [np.zeros((0, *selected.maps.shape[2:]), dtype=np.float32)]
     for window in (selected.kept.sum(axis=1) > 1).nonzero()[0]:
         classes = selected.kept[window].nonzero()[0]
         matrix = selected.soft_iou[window, : len(classes), : len(classes)]
-        for group in ambiguous_groups(matrix, threshold):
+        apart = None if related is None else related[np.ix_(classes, classes)]
+        for group in ambiguous_groups(matrix, threshold, apart):
             if len(group) > 1:
                 groups.append((int(window), classes[group]))
                 averages.append(selected.maps[window, group].mean(axis=0, keepdims=True))

@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from ...background import chooses_background
 from ...errors import add_debug_option, one_sentence, path_argument
 from ...files import sweep
 from ...locks import locked
@@ -113,6 +114,8 @@ def _segment(args: argparse.Namespace, faults: list[str], stop: Stop) -> None:
     if not predictor.purifies and (args.base or args.maps):
         raise ValueError("MODEL.FREECP.ENABLED is False: leave out --base and --maps")
     words = predictor.prepare(vocabulary, background)
+    if chooses_background(background):
+        print(f"background, {len(words.background)} words: {', '.join(words.background)}")
     with locked(args.output, args.prog):
         sweep(args.output)
         if inputs.images:

@@ -21,6 +21,8 @@ MAX_AREA = 768 * 768
 MAX_CLASSES, decide how much memory a request takes."""
 MAX_CLASSES = 200
 """Also of classes and background names together."""
+AUTOMATIC = 64
+"""Background names that are chosen for the classes, at most."""
 MAX_NAME = 80
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 
@@ -120,7 +122,7 @@ def check_words(names: Sequence[str], background: object) -> None:
     """Whether the page takes these words.
 
     Args:
-        background: True, False, or a list of names.
+        background: True, False, "auto", or a list of names.
 
     Raises:
         ValueError: no class, more than MAX_CLASSES with the background's names, one of more than
@@ -128,11 +130,12 @@ def check_words(names: Sequence[str], background: object) -> None:
     """
     if not names:
         raise ValueError("Type at least one class, for example: sky, road, tree.")
-    more = [] if isinstance(background, bool) else background
+    more = [] if isinstance(background, bool) or background == "auto" else background
     if not isinstance(more, list) or not all(isinstance(name, str) for name in more):
-        raise ValueError("The background must be true, false or a list of names.")
-    if len(names) + len(more) > MAX_CLASSES:
-        what = f"{len(names)} classes" + (f" and {len(more)} background names" if more else "")
+        raise ValueError("The background must be true, false, auto or a list of names.")
+    count = AUTOMATIC if background == "auto" else len(more)
+    if len(names) + count > MAX_CLASSES:
+        what = f"{len(names)} classes" + (f" and {count} background names" if count else "")
         raise ValueError(f"{what} are too many; this page takes at most {MAX_CLASSES}.")
     for name in [*names, *more]:
         if len(name) > MAX_NAME:

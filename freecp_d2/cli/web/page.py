@@ -259,9 +259,11 @@ def build_page(store: SessionStore, folder: Path) -> Page:
                     max_lines=8,
                     elem_id="words",
                 )
-                background = gr.Checkbox(
+                background = gr.Radio(
+                    [("none", False), ("common words", True), ("words chosen for yours", "auto")],
+                    value=False,
                     label="Background",
-                    info="Pixels that none of the classes explains are background.",
+                    info="Pixels that none of the classes explains are background, by these words.",
                     elem_id="background",
                 )
                 button = gr.Button("Segment", variant="primary", elem_id="segment")

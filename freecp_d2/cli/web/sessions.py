@@ -40,7 +40,7 @@ class Session:
     path: str
     encoded: EncodedImage | None = None
     names: list[str] | None = None
-    background: bool | list[str] = False
+    background: bool | str | list[str] = False
     thresholds: tuple[float, ...] = ()
     base: Segmentation | None = None
     words: set[Vocabulary] = field(default_factory=set)
@@ -73,6 +73,7 @@ class Answer:
             way; None where neither was done again.
         text_seconds: of the words; next to nothing where they were known.
         segment_seconds: of FreeCP without either.
+        background: the names that what is none of the classes goes by.
     """
 
     path: str
@@ -82,6 +83,7 @@ class Answer:
     encode_seconds: float | None
     text_seconds: float
     segment_seconds: float
+    background: tuple[str, ...] = ()
 
 
 class SessionStore:
@@ -123,14 +125,15 @@ class SessionStore:
         session_id: str | None,
         path: str,
         names: list[str],
-        background: bool | list[str],
+        background: bool | str | list[str],
         *thresholds: float,
     ) -> Answer:
         """Segment a picture. CLIP encodes it unless it is the one that the session has.
 
         Args:
             session_id: None or empty: nothing of this is kept.
-            background: whether there is one, by the predictor's own names for it, or these names.
+            background: whether there is one, by the predictor's own names for it, or these names;
+                "auto": by names that are chosen for the classes.
             thresholds: of redundancy and of ambiguity.
 
         Raises:
@@ -146,7 +149,7 @@ class SessionStore:
             return self._answer(request, session, names, background, *thresholds)
 
     def segment_again(
-        self, session_id: str | None, background: bool | list[str], *thresholds: float
+        self, session_id: str | None, background: bool | str | list[str], *thresholds: float
     ) -> Answer:
         """Segment a session's picture with the same words.
 
@@ -234,7 +237,7 @@ class SessionStore:
         request: Request,
         session: Session,
         names: list[str],
-        background: bool | list[str],
+        background: bool | str | list[str],
         redundancy: float,
         ambiguity: float,
     ) -> Answer:
@@ -283,6 +286,7 @@ class SessionStore:
             encode_seconds or None,
             text_seconds,
             segment_seconds,
+            words.background,
         )
 
     def _make_room(self) -> None:

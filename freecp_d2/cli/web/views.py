@@ -113,8 +113,14 @@ def legend(answer: Answer) -> str:
         '<div class="legend facts"><table><caption>Shares of the picture</caption><thead><tr>'
         '<th scope="col">class</th><th scope="col" class="number">base</th>'
         '<th scope="col" class="number">FreeCP</th></tr>'
-        f"</thead><tbody>{''.join(rows)}</tbody></table>{folded}</div>"
+        f"</thead><tbody>{''.join(rows)}</tbody></table>{folded}{background_words(answer)}</div>"
     )
+
+
+def background_words(answer: Answer) -> str:
+    """The names that the background went by, folded; nothing where there is no background."""
+    names = [html.escape(name) for name in answer.background]
+    return _folded(f"Background: {len(names)} words", names)
 
 
 def _percent(share: float) -> str:
