@@ -55,7 +55,7 @@ def fitting_names(
         (C,) bool; True for names that stay nowhere, too.
     """
     fits = np.ones(len(query_class), dtype=bool)
-    staying: list[int] = kept.any(axis=0).nonzero()[0].tolist()
+    staying = np.flatnonzero(kept.any(axis=0)).tolist()
     names_of = Counter(query_class[index] for index in staying)
     for label in [label for label, count in names_of.items() if count > 1]:
         names = [index for index in staying if query_class[index] == label]

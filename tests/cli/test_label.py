@@ -58,6 +58,19 @@ def test_the_labels_are_the_predictors(tmp_path, photos, capsys):
     assert content["stuff_classes"] == ["background", "sky", "lawn", "road", "sand"]
 
 
+def test_the_background_may_be_chosen(tmp_path, photos):
+    out, opts = tmp_path / "out", ["MODEL.FREECP.BACKGROUND_WORDS.COUNT", "5"]
+    arguments = ["--input", photos, "--output", out, "--vocabulary", WORDS]
+    assert run(*arguments, "--background", "auto", opts=opts) == 0
+    predictor = FreeCPPredictor("scenes/clearclip", [*OPTS[1:], *opts])
+    for seed in range(1000, 1003):
+        expected = predictor(photos / f"{seed}.png", WORDS.split(","), background="auto")
+        assert np.array_equal(label_map(out, str(seed)), expected.label_map)
+    content = json.loads((out / "sem_seg.json").read_text())
+    assert content["stuff_classes"] == ["background", "sky", "lawn", "road", "sand"]
+    assert run(*arguments, "--background", "random", opts=opts) == 1
+
+
 def test_again_does_nothing_again_and_another_configuration_is_refused(tmp_path, photos, capsys):
     out = tmp_path / "out"
     arguments = ["--input", photos, "--output", out]

@@ -643,6 +643,19 @@ def test_the_background_may_be_names_within_the_limits(client, tmp_path):
     assert client.ask(client.again, ["wall"], 0.05, 0.9)[0]
 
 
+def test_the_background_may_be_chosen_and_is_shown(client, predictor, tmp_path):
+    path = client.upload(save_scene(tmp_path, 1))
+    answered, (_, _, legend, _) = client.segment(path, background="auto")
+    words = predictor.prepare(["sky", "lawn"], "auto").background
+    assert answered and f"Background: {len(words)} words" in legend and ", ".join(words) in legend
+    assert client.ask(client.again, "auto", 0.05, 0.9)[0]
+    _, (_, _, legend, _) = client.segment(path)
+    assert "Background:" not in legend
+    names = ", ".join(f"w{i}" for i in range(web.inputs.MAX_CLASSES - web.inputs.AUTOMATIC + 1))
+    sentence = sentence_of(client.segment(path, names, background="auto"))
+    assert "137 classes and 64 background names are too many" in sentence
+
+
 def test_requests_without_a_session_share_nothing(site, tmp_path):
     url, page = site
     alice, bob = Client(url), Client(url)

@@ -171,3 +171,9 @@ def test_both_pictures_lie_on_each_other_and_say_what_they_show(answer):
     assert 'alt="clear&lt;clip&gt; + FreeCP: sky 80%, background 20%"' in shown
     assert "clear<clip>" not in shown
     assert 'type="range"' in shown and "aria-label=" in shown
+
+
+def test_the_words_of_the_background_are_listed(answer):
+    assert "Background" not in legend(answer)
+    shown = legend(replace(answer, background=("wall", "<sea>")))
+    assert "Background: 2 words" in shown and "wall, &lt;sea&gt;" in shown
