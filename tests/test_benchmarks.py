@@ -216,7 +216,7 @@ def test_a_quick_run_sees_the_transcription_s_large_tensor(quick):
 
 def test_a_quick_run_prints_every_figure_and_draws(quick):
     report, picture, output = quick
-    assert len(report["figures"]) == 19
+    assert len(report["figures"]) == 20
     for row in report["figures"]:
         assert f"| {row['figure']} " in output
         if isinstance(row["reached"], bool):

@@ -26,7 +26,7 @@ class Sizes:
         image, window, stride: in pixels; the first head case takes these windows, all at once.
         grids: sides of the further head cases, of one window each.
         classes: of the head cases; the targets speak of the second (whole image, growth), the
-            third (head, memory) and the fourth (growth).
+            third (head, memory) and the fourth (head, growth).
         memory_grid: side of the window whose peak memory is measured.
     """
 
