@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 SUBCOMMANDS: dict[str, tuple[str, str]] = {
     "segment": ("freecp_d2.cli.segment", "images and videos into classes named in words"),
+    "tag": ("freecp_d2.cli.tag", "which classes are in images, without masks"),
     "web": ("freecp_d2.cli.web", "a web page: drop a picture, type classes"),
     "evaluate": ("freecp_d2.cli.evaluate", "FreeCP, or a base method alone, on data sets"),
     "label": ("freecp_d2.cli.label", "any number of images into label maps, on many machines"),

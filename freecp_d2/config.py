@@ -17,6 +17,7 @@ from platformdirs import user_cache_path
 from .clip import BASE_METHODS
 from .data import Vocabulary, dataset_vocabulary, load_descriptions, load_vocabulary
 from .data.benchmarks.protocols import with_protocol
+from .presence import check_presence
 from .relations import Relations, load_relations
 
 CONFIGS: Path = Path(__file__).with_name("configs")
@@ -45,6 +46,12 @@ def add_freecp_config(cfg: CfgNode) -> None:
     # How many images of an evaluation go through the model at once; their windows are batched
     # together (MODEL.FREECP.BATCH_SIZE). More than one pays off on a GPU.
     cfg.TEST.IMS_PER_BATCH = 1
+    # What an evaluation of FreeCP scores the presence of classes by, as multi-label recognition:
+    # any of "consistency", "local" and "erasing" (freecp_d2.presence). (): nothing.
+    cfg.TEST.PRESENCE = ()
+    # True: an evaluation of FreeCP also says how separable the patch features of classes are
+    # (freecp_d2.separability).
+    cfg.TEST.SEPARABILITY = False
 
     clip = cfg.MODEL.CLIP = CfgNode()
     # The name of an open_clip ViT, or the path of an open_clip model config (JSON).
@@ -432,8 +439,9 @@ def check_values(cfg: CfgNode) -> None:
 
     Raises:
         ValueError: a key is None that has a default; MODEL.META_ARCHITECTURE is not registered,
-            DATALOADER.NUM_WORKERS negative, TEST.IMS_PER_BATCH below 1, OUTPUT_DIR empty, or
-            TEST.EXPECTED_RESULTS no list of [task, metric, value, tolerance].
+            DATALOADER.NUM_WORKERS negative, TEST.IMS_PER_BATCH below 1, TEST.PRESENCE or
+            TEST.SEPARABILITY not to be had, OUTPUT_DIR empty, or TEST.EXPECTED_RESULTS no list of
+            [task, metric, value, tolerance].
     """
     defaults = get_cfg()
     add_freecp_config(defaults)
@@ -450,6 +458,11 @@ def check_values(cfg: CfgNode) -> None:
         )
     if cfg.TEST.IMS_PER_BATCH < 1:
         raise ValueError(f"TEST.IMS_PER_BATCH is {cfg.TEST.IMS_PER_BATCH}; it must be at least 1")
+    check_presence(cfg.TEST.PRESENCE, cfg.MODEL.FREECP.ENABLED)
+    if cfg.TEST.SEPARABILITY and not cfg.MODEL.FREECP.ENABLED:
+        raise ValueError(
+            "TEST.SEPARABILITY compares FreeCP with its base method; set MODEL.FREECP.ENABLED True"
+        )
     if not cfg.OUTPUT_DIR.strip():
         raise ValueError("OUTPUT_DIR is empty; name a folder")
     for expected in cfg.TEST.EXPECTED_RESULTS:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
-from torch import nn
+from torch import Tensor, nn
 
 from .affinity import AffinityProvider, build_affinity
 from .background import NOT_CHOSEN, BackgroundChoice, choose_background, configured_choice
@@ -29,10 +29,12 @@ from .data.benchmarks.protocols import (
 from .decorrelation import check_decorrelation
 from .encoding import EncodedImages, Normalize, WindowsDone, at_least_a_patch, encode_images
 from .merging import base_similarities
+from .presence import add_presence, check_presence, presence_without_maps
 from .purification import PurificationHead
 from .purify import purify_windows
 from .relations import Relations
 from .scores import base_results, check_output, purified_results
+from .separability import add_patches
 from .sliding_window import check_windows, window_batches
 from .timing import StageTimer
 from .words import Words, encode_words
@@ -63,11 +65,15 @@ class FreeCP(nn.Module):
         decorrelation, relations: of the words; see :func:`freecp_d2.words.encode_words`.
         protocol: how the base method alone is run. Its short side, window, stride and words are not
             read here; see MODEL.FREECP.PROTOCOL.
+        presence: what :meth:`forward` scores the presence of classes by, of
+            :data:`freecp_d2.presence.PRESENCE_SCORES`.
+        separability: whether :meth:`forward` gives patch features, too.
         pixel_mean, pixel_std: of RGB, 0-255.
         input_format: channel order of the images, RGB or BGR.
 
     Raises:
-        ValueError: input_format, output, window, stride, batch_size or decorrelation out of range.
+        ValueError: input_format, output, window, stride, batch_size, decorrelation or
+            presence out of range.
     """
 
     build_clip = staticmethod(build_clip)
@@ -92,6 +98,8 @@ class FreeCP(nn.Module):
         decorrelation: float = 0.0,
         relations: Relations = frozenset(),
         protocol: BaseProtocol = SAME,
+        presence: Sequence[str] = (),
+        separability: bool = False,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
         input_format: str,
@@ -99,6 +107,7 @@ class FreeCP(nn.Module):
         super().__init__()
         check_windows(window, stride, batch_size)
         check_output(output)
+        check_presence(presence, enabled)
         self.encoder = encoder
         self.text_encoder = text_encoder
         self.head = head
@@ -113,6 +122,8 @@ class FreeCP(nn.Module):
         self.decorrelation = check_decorrelation(decorrelation)
         self.relations = relations
         self.protocol = protocol
+        self.presence = tuple(presence)
+        self.separability = separability
         self.timer = StageTimer()
         device = next(encoder.parameters()).device
         self.normalize = Normalize(pixel_mean, pixel_std, input_format, device)
@@ -152,6 +163,8 @@ class FreeCP(nn.Module):
             "decorrelation": freecp.DECORRELATION,
             "relations": configured_relations(cfg),
             "protocol": protocol,
+            "presence": cfg.TEST.PRESENCE,
+            "separability": cfg.TEST.SEPARABILITY,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "input_format": cfg.INPUT.FORMAT,
@@ -225,8 +238,12 @@ class FreeCP(nn.Module):
         """
         if self.words is None:
             raise ValueError("the model has no vocabulary; call set_vocabulary first")
-        segment = self.segment if self.enabled else self.segment_base
-        return segment(self._encode_lazily(batched_inputs, not self.enabled), self.words)
+        encoded = self._encode_lazily(batched_inputs, not self.enabled)
+        if not self.enabled:
+            return self.segment_base(encoded, self.words)
+        return self.segment(
+            encoded, self.words, presence=self.presence, separability=self.separability
+        )
 
     @torch.no_grad()
     def encode(
@@ -249,12 +266,16 @@ class FreeCP(nn.Module):
         redundancy_threshold: float | None = None,
         ambiguity_threshold: float | None = None,
         output: str | None = None,
+        presence: Sequence[str] = (),
+        separability: bool = False,
     ) -> list[dict]:
         """Purify and label (METHOD.md steps 2 to 7); :meth:`forward` without CLIP's view of it.
 
         Args:
             redundancy_threshold, ambiguity_threshold: in place of the head's.
             output: in place of the model's.
+            presence: adds what :func:`freecp_d2.presence.add_presence` says.
+            separability: adds `patches`, :class:`freecp_d2.separability.Patches`.
 
         Returns:
             One dict an image with what :meth:`forward` says, and, on the CPU, of the
@@ -268,11 +289,26 @@ class FreeCP(nn.Module):
                 encoded for a base method alone.
         """
         words = words.to(self.device)
+        if presence or separability:
+            encoded = encoded.in_memory()  # its windows are read several times
         thresholds = redundancy_threshold, ambiguity_threshold
         purified = purify_windows(encoded, words, self.head, self.encoder, *thresholds, self.timer)
         with self.timer.stage("merge", self.device):
             output = output or self.output
-            return purified_results(encoded, purified, words, output, self.refinement)
+            results = purified_results(encoded, purified, words, output, self.refinement)
+        if presence:
+            with self.timer.stage("presence", self.device):
+                add_presence(results, encoded, purified, words, self.encoder, presence)
+        if separability:
+            add_patches(results, encoded, words)
+        return results
+
+    @exact_products
+    @torch.no_grad()
+    def score_presence(self, encoded: EncodedImages, words: Words, score: str) -> list[Tensor]:
+        """See :func:`freecp_d2.presence.presence_without_maps`."""
+        words = words.to(self.device)
+        return presence_without_maps(encoded, words, self.head, self.encoder, score)
 
     @exact_products
     @torch.no_grad()

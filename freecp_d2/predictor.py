@@ -19,6 +19,7 @@ from .data import Vocabulary, normalized_name
 from .encoding import WindowsDone
 from .inputs import Background, ImageLike, VocabularyLike, grouped, no_image
 from .meta_arch import FreeCP
+from .presence import CONSISTENCY, check_presence
 from .purify import class_maps
 from .segmentation import (
     ClassMaps,
@@ -245,6 +246,41 @@ class FreeCPPredictor:
         with bf16_matmul(False, model.device):
             before, after = class_maps(encoded.windows, words, classes, model.head, model.encoder)
         return ClassMaps(tuple(classes), before.cpu().numpy(), after.cpu().numpy())
+
+    def presence(
+        self,
+        image: ImageLike,
+        vocabulary: VocabularyLike = None,
+        background: Background = False,
+        score: str = CONSISTENCY,
+    ) -> dict[str, float]:
+        """Which classes are in an image, without its segmentation.
+
+        "consistency" and "local" cost no crops, no merged maps and no labels; "erasing" costs them
+        all, and an image through CLIP for every class that stays.
+
+        Args:
+            image, vocabulary, background: as one image of a call.
+            score: one of :data:`freecp_d2.presence.PRESENCE_SCORES`.
+
+        Returns:
+            The :attr:`Segmentation.presence` that a call gives with `presence=score`; errors are
+            those, too.
+
+        Raises:
+            ValueError: the predictor is a base method, or there is no such score.
+        """
+        check_presence([score], self.purifies)
+        segmenter = self._segmenter
+        if score == "erasing":
+            request = segmenter.request(True, vocabulary, background, presence=score)
+            return dict(segmenter.segment_together([image], request)[0].presence)
+        words = segmenter.words_of(vocabulary, background)
+        _, _, windows = segmenter.encode([image], base=False)
+        (values,) = segmenter.model.score_presence(windows, words, score)
+        return dict(
+            zip((names[0] for names in words.vocabulary.classes), values.tolist(), strict=True)
+        )
 
     def prepare(
         self, vocabulary: VocabularyLike = None, background: Background = False

@@ -5,7 +5,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -62,6 +62,8 @@ class Segmentation:
         colors: (K, 3) uint8 RGB.
         scores_map: (K, H, W) float32 in [0, 1], the score of every class at every pixel, where it
             was asked for; else None.
+        presence: class -> its presence score (:mod:`freecp_d2.presence`), by default its
+            consistency. The background has none, and the base method gives none.
     """
 
     image: np.ndarray
@@ -74,6 +76,7 @@ class Segmentation:
     removed: list[RemovedClass]
     colors: np.ndarray
     scores_map: np.ndarray | None = None
+    presence: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def nothing(self) -> int:
@@ -297,9 +300,12 @@ def segmentation_of(
     counts = np.bincount(labels.ravel(), minlength=len(class_names))[: len(class_names)]
     shares = counts / labels.size
     consistency = np.full(len(class_names), np.nan, dtype=np.float32)
-    removed = []
+    removed, presence = [], {}
     if "consistency" in result:
         consistency[first_class:] = result["consistency"].cpu().numpy()
+        # What was asked for in its place.
+        scored = next(iter(result.get("presence", {}).values()), result["consistency"])
+        presence = dict(zip(names, scored.tolist(), strict=True))
         removed = _removed_classes(result, names, shares[first_class:])
     return Segmentation(
         image=image,
@@ -312,6 +318,7 @@ def segmentation_of(
         removed=removed,
         colors=palette(len(class_names), bool(first_class)),
         scores_map=scores_map,
+        presence=presence,
     )
 
 

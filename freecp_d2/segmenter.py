@@ -24,6 +24,7 @@ from .inputs import (
     with_background,
 )
 from .meta_arch import FreeCP
+from .presence import CONSISTENCY, check_presence
 from .purification.head import check_threshold
 from .segmentation import FailedImage, Segmentation, segmentation_of
 from .words import Words, WordsCache
@@ -40,22 +41,27 @@ class Options(TypedDict, total=False):
             MODEL.FREECP.DESCRIPTIONS.
         redundancy_threshold, ambiguity_threshold: in place of the config's. A base method has none.
         scores_map: give the score of every class at every pixel, too.
+        presence: what :attr:`Segmentation.presence` is scored by, one of
+            :data:`freecp_d2.presence.PRESENCE_SCORES`; by default "consistency", which costs
+            nothing.
     """
 
     descriptions: DescriptionsLike
     redundancy_threshold: float | None
     ambiguity_threshold: float | None
     scores_map: bool
+    presence: str
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a call asks for: FreeCP or its base method, words, thresholds, and an `output`."""
+    """What a call asks for: FreeCP or its base method, words, thresholds, `output`, `presence`."""
 
     purifies: bool
     words: Words
     thresholds: tuple[float | None, float | None]
     output: str
+    presence: str = CONSISTENCY
 
 
 def build_model(cfg: CfgNode) -> FreeCP:
@@ -112,11 +118,13 @@ class Segmenter:
         redundancy_threshold: float | None = None,
         ambiguity_threshold: float | None = None,
         scores_map: bool = False,
+        presence: str = CONSISTENCY,
     ) -> Request:
         """The arguments of a call.
 
         Raises:
-            ValueError: as :meth:`words_of`; thresholds of a base method, or none from 0 to 1.
+            ValueError: as :meth:`words_of`; thresholds of a base method, or none from 0 to 1; no
+                such `presence`, or one of a base method.
         """
         thresholds = redundancy_threshold, ambiguity_threshold
         if not purifies and thresholds != (None, None):
@@ -124,8 +132,10 @@ class Segmenter:
         for stage, threshold in zip(("REDUNDANCY", "AMBIGUITY"), thresholds, strict=True):
             if threshold is not None:
                 check_threshold(stage, threshold)
+        check_presence([presence], purifies or presence == CONSISTENCY)
         words = self.words_of(vocabulary, background, descriptions)
-        return Request(purifies, words, thresholds, "sem_seg" if scores_map else "label_map")
+        output = "sem_seg" if scores_map else "label_map"
+        return Request(purifies, words, thresholds, output, presence)
 
     def encode(
         self,
@@ -152,7 +162,10 @@ class Segmenter:
         """Segment what :meth:`encode` gave."""
         words, output = request.words, request.output
         if request.purifies:
-            results = self.model.segment(windows, words, *request.thresholds, output=output)
+            also = () if request.presence == CONSISTENCY else (request.presence,)
+            results = self.model.segment(
+                windows, words, *request.thresholds, output=output, presence=also
+            )
         else:
             results = self.model.segment_base(windows, words, output=output)
         return [

@@ -569,6 +569,8 @@ REACHES: dict[str, tuple] = {
     "MODEL.FREECP.VOCABULARY": ("other.txt", class_names, (("dog",), ("sky",), ("road",))),
     "MODEL.FREECP.WINDOW": (160, lambda model: model.window, 160),
     "TEST.IMS_PER_BATCH": (4, loader("batch_size"), 4),
+    "TEST.PRESENCE": (("local",), lambda model: model.presence, ("local",)),
+    "TEST.SEPARABILITY": (True, lambda model: model.separability, True),
     "MODEL.PIXEL_MEAN": ([1.0, 2.0, 3.0], lambda m: m.normalize.mean.flatten().tolist(), [1, 2, 3]),
     "MODEL.PIXEL_STD": ([4.0, 5.0, 6.0], lambda m: m.normalize.std.flatten().tolist(), [4, 5, 6]),
 }

@@ -50,6 +50,7 @@ ROOMS = (
         "meta_arch",
         "config",
     ),
+    *("presence", "separability"),
     *("segmentation", "scores", "refinement", "propagation", "purify", "merging", "words"),
     *("encoding", "affinity", "purification"),
     *("clip", "cuda_graphs", "ops", "sliding_window", "transfers", "timing", "data", "coco"),

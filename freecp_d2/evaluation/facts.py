@@ -72,6 +72,7 @@ ELSEWHERE = {
         "MODEL.FREECP.AFFINITY_VIT_WEIGHTS",
         "VERSION",
     ),
+    *("TEST.PRESENCE", "TEST.SEPARABILITY"),
 }
 """Keys of the config that change no label, or only by words and weights, whose hashes are facts."""
 

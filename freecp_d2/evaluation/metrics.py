@@ -177,6 +177,8 @@ class Counts:
             let the class id `loser` lose to `winner`; those whose ground truth has the winner only;
             those whose ground truth has the loser only.
         seconds: stage of the model -> time.
+        details: what is kept of each image where TEST.PRESENCE or TEST.SEPARABILITY asks for it,
+            and then grows with their number: see :mod:`.recognition`.
     """
 
     confusion: np.ndarray
@@ -190,6 +192,7 @@ class Counts:
     losses_right: Counter[tuple[int, int]] = field(default_factory=Counter)
     losses_wrong: Counter[tuple[int, int]] = field(default_factory=Counter)
     seconds: Counter[str] = field(default_factory=Counter)
+    details: list[dict[str, Any]] = field(default_factory=list)
 
     def __iadd__(self, other: "Counts") -> "Counts":
         for name, value in vars(other).items():
@@ -214,6 +217,14 @@ class Counts:
         if "kept" in record:
             background = len(self.confusion) - record["purifiable"]
             self._add_purification(record, confusion.sum(axis=0) > 0, background)
+        if "details" in record:
+            score = mean(class_ious(confusion))
+            image = {
+                "file_name": record["file_name"],
+                "present": confusion.sum(axis=0).nonzero()[0].tolist(),
+                "IoU": None if np.isnan(score) else score,
+            }
+            self.details.append(image | record["details"])
 
     def _add_purification(
         self, record: Mapping[str, Any], present: np.ndarray, background: int

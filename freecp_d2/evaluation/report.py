@@ -16,6 +16,7 @@ from ..data.mapper import read_image
 from ..files import write_whole
 from ..overlay import palette as distinct_colors
 from .pages import difference, render
+from .recognition import dependency_picture
 from .results import method_of, printable, settings_of
 
 PICTURE_SIDE = 480
@@ -113,6 +114,14 @@ def write_report(
             )
             for title, examples in (("Best images", best), ("Worst images", worst))
         ],
+        presence=results.get("presence"),
+        separability=results.get("separability"),
+        recognised=[
+            column for column in results["classes"][0] if column.startswith(("AP ", "silhouette "))
+        ],
+        dependency=_png_uri(dependency_picture(results["dependency"]))
+        if results.get("dependency")
+        else None,
         settings=shown,
         folded=folded,
     )
@@ -250,6 +259,10 @@ def _settings(runs: Sequence[Mapping[str, Any]]) -> tuple[list[tuple], list[tupl
         seen = differ or key.startswith(SHOWN_SETTINGS) or not key.isupper()
         (shown if seen else folded).append((key, values, differ))
     return shown, folded
+
+
+def _png_uri(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def _data_uri(image: np.ndarray) -> str:

@@ -25,6 +25,7 @@ from ..data.mapper import ground_truth
 from ..distributed import from_main
 from ..files import require_writable, write_whole
 from ..journal import Journal
+from ..separability import silhouettes
 from .coco import segments_of, write_segments
 from .facts import differing_keys, label_settings
 from .metrics import (
@@ -37,6 +38,12 @@ from .metrics import (
     mean,
     segmentation_metrics,
     worst_confusions,
+)
+from .recognition import (
+    dependency_results,
+    presence_results,
+    presence_thresholds,
+    separability_results,
 )
 from .records import RECORDS, Records, confusion_of, image_record
 from .report import Example, palette_of, write_report
@@ -213,8 +220,14 @@ class FreeCPSemSegEvaluator(DatasetEvaluator):
         return {
             "data set": self._dataset_name,
             "--coco-predictions": predictions,
+            **{f"TEST.{key}": asked for key, asked in self._details_asked().items() if asked},
             **label_settings(self.facts),
         }
+
+    def _details_asked(self) -> dict[str, Any]:
+        """TEST.PRESENCE and TEST.SEPARABILITY, as far as :attr:`facts` have them."""
+        test = self.facts.get("config", {}).get("TEST", {})
+        return {key: test.get(key) for key in ("PRESENCE", "SEPARABILITY")}
 
     def flush(self) -> None:
         """Close this rank's records, before the process ends without :meth:`evaluate`."""
@@ -256,7 +269,8 @@ class FreeCPSemSegEvaluator(DatasetEvaluator):
                 a class; or with `sem_seg`, (K, H, W), whose argmax is taken; H and W are the ground
                 truth's. Optionally `kept_redundancy` and `kept`, (C,) bool, the classes that stayed
                 after each stage, without a scored background; and `ambiguous_losses`, pairs of
-                class ids (loser, winner).
+                class ids (loser, winner). Optionally `presence`, `dependency` and `patches`, as
+                :meth:`freecp_d2.FreeCP.segment` has them.
 
         Raises:
             ImageFault: the ground truth cannot be read, is of another size than the prediction, or
@@ -268,11 +282,15 @@ class FreeCPSemSegEvaluator(DatasetEvaluator):
         for x, output in zip(inputs, outputs, strict=True):
             predicted = self._label_map(output)
             file = x["file_name"]
-            confusion = self._confusion(file, predicted, self._truth(x))
+            truth = self._truth(x)
+            confusion = self._confusion(file, predicted, truth)
             ignored = predicted.numel() - int(confusion.sum())
             kept, losses = self._purification(output)
             record = image_record(file, confusion, ignored, kept, losses, since)
             since = Counter()
+            details = self._details(output, predicted, truth)
+            if details:
+                record["details"] = details
             if self._category_ids is not None:
                 labels = predicted.cpu().numpy()
                 record["segments"] = segments_of(x, labels, self._category_ids)
@@ -312,7 +330,8 @@ class FreeCPSemSegEvaluator(DatasetEvaluator):
 
         Returns:
             On rank 0 {"sem_seg": {metric: percent}, "purification": {stage/metric: figure}}, the
-            second only where the model said which classes stayed; None on the other ranks.
+            second only where the model said which classes stayed, and likewise "presence" and
+            "separability"; None on the other ranks.
 
         Raises:
             FileNotFoundError: COCO predictions of another rank are not in this `output_dir`.
@@ -353,6 +372,13 @@ class FreeCPSemSegEvaluator(DatasetEvaluator):
                 for stage, metrics in total.purification_metrics().items()
                 for name, value in metrics.items()
             }
+        for task in ("presence", "separability"):
+            if task in results:
+                flat[task] = {
+                    f"{key}/{name}": float("nan") if value is None else value
+                    for key, figures in results[task].items()
+                    for name, value in figures.items()
+                }
         return flat
 
     @property
@@ -420,6 +446,25 @@ class FreeCPSemSegEvaluator(DatasetEvaluator):
             )
         losses = output.get("ambiguous_losses", ())
         return kept, [(a + background, b + background) for a, b in losses]
+
+    def _details(self, output: dict, predicted: Tensor, truth: Tensor) -> dict[str, Any]:
+        """What :mod:`.recognition` reads of an image; nothing where the model was not asked."""
+        details: dict[str, Any] = {}
+        if "presence" in output:
+            background = len(self._names) - len(next(iter(output["presence"].values())))
+            details["presence"] = {
+                score: [round(value, 7) for value in values.tolist()]
+                for score, values in output["presence"].items()
+            }
+            if "dependency" in output:
+                ids, matrix = output["dependency"]
+                rows = [[round(value, 6) for value in row] for row in matrix.tolist()]
+                details["dependency"] = [(ids + background).tolist(), rows]
+        if "patches" in output:
+            classes = len(self._names)
+            truth = truth.masked_fill(truth == self._ignore_label, classes)
+            details["silhouettes"] = silhouettes(output["patches"], truth, predicted, classes)
+        return details
 
     def _remember(
         self,
@@ -554,6 +599,29 @@ class FreeCPSemSegEvaluator(DatasetEvaluator):
         if total.purified:
             results["purification"] = total.purification_metrics()
             results["ambiguous_losses"] = total.resolved(self._names)
+        return results | self._detailed_results(total, results["classes"])
+
+    def _detailed_results(self, total: Counts, classes: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Of presence and separability, as far as the model was asked; `classes` get columns."""
+        results: dict[str, Any] = {}
+        details = sorted(total.details, key=lambda of_image: of_image["file_name"])
+        if not details:
+            return results
+        columns: dict[str, Sequence[float]] = {}
+        if "presence" in details[0]:
+            thresholds = presence_thresholds(self.facts.get("config", {}))
+            results["presence"], of_classes = presence_results(
+                details, len(self._names), thresholds
+            )
+            columns |= {f"AP {score}": values for score, values in of_classes.items()}
+            if "erasing" in of_classes:
+                results["dependency"] = dependency_results(details, self._names)
+        if "silhouettes" in details[0]:
+            results["separability"], of_classes = separability_results(details, len(self._names))
+            columns |= {f"silhouette {key}": values for key, values in of_classes.items()}
+        for column, values in columns.items():
+            for entry, value in zip(classes, values, strict=True):
+                entry[column] = value
         return results
 
     def _load_names(self) -> list[str]:

@@ -65,7 +65,7 @@ def test_a_subcommand_gets_the_rest_of_the_line(freecp, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name", ["segment", "web", "evaluate", "label", "export", "rank", "prepare"]
+    "name", ["segment", "tag", "web", "evaluate", "label", "export", "rank", "prepare"]
 )
 def test_subcommands_have_help(freecp, capsys, name):
     with pytest.raises(SystemExit) as error:
