@@ -20,7 +20,7 @@ from .blocks import grid_of
 from .dense import DenseCLIP, DenseFeatures, Reread
 from .loading import BF16_MATMUL, precision_on
 from .program import Cls, Everything, Patches, WithoutAffinity, require_no_words, window_program
-from .runtimes import as_onnx, as_openvino, required
+from .runtimes import as_onnx, as_openvino, openvino_core, required
 
 KEPT_PROGRAMS = 4
 """So many compiled programs stay in memory; one of a ViT-B/16 takes some 900 MB."""
@@ -168,8 +168,7 @@ def _say_that_sizes_are_many() -> None:
 
 
 def _openvino(bf16: bool) -> Callable[[ExportedProgram], Run]:
-    openvino = required("openvino")
-    core = openvino.Core()
+    core = openvino_core()
     if bf16 and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise ValueError(
             "MODEL.CLIP.PRECISION is bf16, for which this CPU has no units; choose fp32"

@@ -3,6 +3,7 @@
 import importlib
 import re
 import sys
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -25,6 +26,19 @@ def required(package: str) -> ModuleType:
         raise ValueError(
             f"{package} is not installed; it comes with: pip install 'freecp_d2[export]'"
         ) from None
+
+
+@cache
+def openvino_core() -> Any:
+    """The process's openvino.Core, which stays to the end.
+
+    Its CPU plugin gives the thread that first compiles a stack of its own for signals, and takes it
+    away in the thread that drops the plugin. Were that another one, the next signal would crash.
+
+    Raises:
+        ValueError: OpenVINO is not installed.
+    """
+    return required("openvino").Core()
 
 
 def names_of(program: ExportedProgram) -> tuple[list[str], list[str]]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..clip import DenseFeatures
-from ..clip.runtimes import required
+from ..clip.runtimes import openvino_core, required
 from ..meta_arch import FreeCP
 from ..purification import Candidates, PurificationHead
 from ..words import Words
@@ -51,7 +51,7 @@ def load_program(folder: Path, description: Mapping[str, Any], name: str) -> Run
         return run
     openvino = required("openvino")
     precision = {openvino.properties.hint.inference_precision: openvino.Type.f32}
-    compiled = openvino.Core().compile_model(file, "CPU", precision)
+    compiled = openvino_core().compile_model(file, "CPU", precision)
 
     def infer(*inputs: Tensor) -> list[Tensor]:
         feed = {n: x.numpy() for n, x in zip(program["inputs"], inputs, strict=True)}

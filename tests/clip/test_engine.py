@@ -1,6 +1,7 @@
 """MODEL.CLIP.ENGINE: OpenVINO and onnxruntime in place of torch."""
 
 import logging
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor
 from freecp_d2 import FreeCPPredictor
 from freecp_d2.clip import DenseCLIP, engine, load_clip
 from freecp_d2.clip.engine import EngineCLIP, bf16_on
-from freecp_d2.clip.runtimes import required
+from freecp_d2.clip.runtimes import openvino_core, required
 from freecp_d2.config import load_config
 from freecp_d2.data.scenes.scene import draw_scene
 from freecp_d2.evaluation.facts import precision_of
@@ -36,7 +37,7 @@ def pixels(count: int, height: int, width: int) -> Tensor:
 
 
 def has_bf16() -> bool:
-    capabilities = required("openvino").Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    capabilities = openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return "BF16" in capabilities
 
 
@@ -249,3 +250,28 @@ def test_results_say_its_precision(compiled):
     for bf16, precision in ((False, "fp32"), (True, "bf16")):
         encoder = EngineCLIP(scene_clip(), engine="openvino", bf16=bf16)
         assert precision_of(encoder) == precision
+
+
+DROPPED = """
+import gc, os, signal, threading
+import torch
+from freecp_d2.clip.engine import ENGINES
+
+class Twice(torch.nn.Module):
+    def forward(self, x):
+        return {"y": 2 * x}
+
+program = torch.export.export(Twice(), (torch.ones(2, 4),))
+runs = [ENGINES["openvino"](False)(program)]
+assert runs[0](torch.ones(2, 4).numpy())[0].tolist() == [[2] * 4] * 2
+thread = threading.Thread(target=lambda: (runs.clear(), gc.collect()))
+thread.start()
+thread.join()
+signal.signal(signal.SIGTERM, lambda *_: print("noted"))
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+def test_a_signal_after_a_program_was_dropped_in_another_thread():
+    run = subprocess.run([sys.executable, "-c", DROPPED], capture_output=True, text=True)
+    assert (run.returncode, run.stdout) == (0, "noted\n"), run.stderr
