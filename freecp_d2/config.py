@@ -141,6 +141,27 @@ def add_freecp_config(cfg: CfgNode) -> None:
     # MaskFolder: the folder with the masks of every image by its name: <stem>.json (COCO's RLE),
     # <stem>.png (a label map) or <stem>/ (a PNG a mask); see freecp_d2.affinity.read_masks.
     freecp.AFFINITY_MASKS = ""
+    # What follows the images (docs/adapters.md). "": nothing. "clip_ot", "bafta": class features
+    # that are moved by the regions of classes that stay, in the order of the images.
+    # "entropy_weights": several views of each image, averaged by how certain CLIP is. Others can be
+    # registered (freecp_d2.adapters.ADAPTERS).
+    freecp.ADAPTER = ""
+    ot = freecp.CLIP_OT = CfgNode()
+    # Share of an even marginal among classes, from 0 (regions go by their softmax) to 1 (the
+    # paper's: every class has as many regions), and how far a class is moved, of its unit length.
+    ot.KAPPA = 0.1
+    ot.ETA = 0.2
+    bafta = freecp.BAFTA = CfgNode()
+    # How many regions the text of a class counts as. Regions that CLIP is no more certain of than
+    # CERTAINTY, from 0 to 1, do not count.
+    bafta.PRIOR = 50.0
+    bafta.CERTAINTY = 0.5
+    entropy = freecp.ENTROPY_WEIGHTS = CfgNode()
+    # Each window also as its mirror image; the image also at these scales; the 80 templates in so
+    # many sets, each a view.
+    entropy.FLIP = True
+    entropy.SCALES = ()
+    entropy.TEMPLATE_SETS = 1
     # What becomes of the maps at the image's original size, by the image, before labels are taken:
     # with purification of the maps of the classes that stay, and of all queries' under a base
     # method alone with PROTOCOL "same". "none". "pamr": pixel-adaptive refinement, as NACLIP has

@@ -9,6 +9,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
+from .adapters import AdapterBuilder, Views, build_adapter, configured_views
 from .affinity import AffinityProvider, build_affinity
 from .background import NOT_CHOSEN, BackgroundChoice, choose_background, configured_choice
 from .clip import DenseCLIP
@@ -31,7 +32,7 @@ from .encoding import EncodedImages, Normalize, WindowsDone, at_least_a_patch, e
 from .merging import base_similarities
 from .presence import add_presence, check_presence, presence_without_maps
 from .purification import PurificationHead
-from .purify import purify_windows
+from .purify import adapted, purify_windows
 from .relations import Relations
 from .scores import base_results, check_output, purified_results
 from .separability import add_patches
@@ -44,7 +45,8 @@ from .words import Words, encode_words
 class FreeCP(nn.Module):
     """Open-vocabulary semantic segmentation by a frozen CLIP, with or without class purification.
 
-    Nothing changes while it segments: threads may share it, each with words of its own.
+    Nothing changes while it segments: threads may share it, each with words of its own. With an
+    adapter, what words have learnt changes; no two threads may use the same words then.
 
     Attributes:
         words: what :meth:`forward` segments into; None: nothing yet.
@@ -56,6 +58,8 @@ class FreeCP(nn.Module):
         descriptions: class name -> sentences about it.
         head: the purification.
         affinity: gives the head its affinity; None: CLIP's attention does.
+        adapter: builds what changes the text features by the images; None: they stay.
+        views: in what ways each image is seen; None: in its windows, whose plain mean is taken.
         enabled: False: :meth:`forward` runs the base method alone (METHOD.md step 8).
         output: "sem_seg", or "label_map" for labels without the cost of a score at every pixel.
         window, stride: in pixels. Either 0: the whole image at once.
@@ -88,6 +92,8 @@ class FreeCP(nn.Module):
         descriptions: Mapping[str, Sequence[str]],
         head: PurificationHead,
         affinity: AffinityProvider | None = None,
+        adapter: AdapterBuilder | None = None,
+        views: Views | None = None,
         enabled: bool = True,
         output: str = "sem_seg",
         window: int,
@@ -112,6 +118,8 @@ class FreeCP(nn.Module):
         self.text_encoder = text_encoder
         self.head = head
         self.affinity = affinity
+        self.adapter = adapter
+        self.views = views
         self.enabled = enabled
         self.output = output
         self.window = window
@@ -153,6 +161,8 @@ class FreeCP(nn.Module):
             "text_encoder": text_encoder,
             "head": PurificationHead(cfg),
             "affinity": build_affinity(cfg),
+            "adapter": build_adapter(cfg),
+            "views": configured_views(cfg),
             "enabled": freecp.ENABLED,
             "output": freecp.OUTPUT,
             "window": freecp.WINDOW,
@@ -194,8 +204,16 @@ class FreeCP(nn.Module):
             ValueError: a name or a sentence that does not fit into CLIP's context.
         """
         sentences = descriptions if self.enabled else None
-        words = self.decorrelation, self.relations
-        return encode_words(self.text_encoder, vocabulary, sentences, *words).to(self.device)
+        options = self.decorrelation, self.relations
+        words = encode_words(self.text_encoder, vocabulary, sentences, *options)
+        if self.adapter is not None:
+            words = replace(words, adapter=self.adapter(vocabulary.queries, self.text_encoder))
+        if self.views is not None:
+            texts = words.text[None]
+            if self.views.template_sets > 1:
+                texts = self.views.texts(vocabulary.queries, self.text_encoder)
+            words = replace(words, text_views=texts)
+        return words.to(self.device)
 
     @exact_products
     def with_background(self, vocabulary: Vocabulary, how: str | None = None) -> Vocabulary:
@@ -235,9 +253,13 @@ class FreeCP(nn.Module):
 
         Raises:
             ValueError: NaN in an image or its features (it names the file), or no vocabulary.
+
+        With an adapter or views, images are taken one by one, in their order.
         """
         if self.words is None:
             raise ValueError("the model has no vocabulary; call set_vocabulary first")
+        if self._one_by_one and len(batched_inputs) > 1:
+            return [self.forward([x])[0] for x in batched_inputs]
         encoded = self._encode_lazily(batched_inputs, not self.enabled)
         if not self.enabled:
             return self.segment_base(encoded, self.words)
@@ -253,7 +275,8 @@ class FreeCP(nn.Module):
 
         Args:
             base: what :meth:`segment_base` needs.
-            windows_done: told of the progress. The rest, and errors, are those of :meth:`forward`.
+            windows_done: told of the progress. The rest, and errors, are those of :meth:`forward`;
+                with an adapter or views, several images are one, too.
         """
         return self._encode_lazily(batched_inputs, base).in_memory(windows_done)
 
@@ -292,6 +315,11 @@ class FreeCP(nn.Module):
         if presence or separability:
             encoded = encoded.in_memory()  # its windows are read several times
         thresholds = redundancy_threshold, ambiguity_threshold
+        if words.adapter is not None:
+            encoded = encoded.in_memory()
+            with self.timer.stage("adapt", self.device):
+                parts = self.head, self.encoder.logit_scale, redundancy_threshold
+                words = adapted(encoded, words, *parts)
         purified = purify_windows(encoded, words, self.head, self.encoder, *thresholds, self.timer)
         with self.timer.stage("merge", self.device):
             output = output or self.output
@@ -331,15 +359,29 @@ class FreeCP(nn.Module):
             return base_results(encoded, similarities, words, protocol, output)
 
     @property
+    def _one_by_one(self) -> bool:
+        return self.adapter is not None or self.views is not None
+
+    @property
     def timings(self) -> dict[str, float]:
-        """Seconds spent so far in the stages "encode", "purify", "ambiguity" and "merge"."""
+        """Seconds spent so far in the stages "encode", "adapt", "purify", "ambiguity", "merge"."""
         return self.timer.seconds()
 
     def _encode_lazily(self, batched_inputs: list[dict], base: bool) -> EncodedImages:
+        if self._one_by_one and len(batched_inputs) > 1 and not base:
+            raise ValueError(
+                f"{len(batched_inputs)} images to encode at once, and MODEL.FREECP.ADAPTER takes "
+                "them in their order; encode them one by one"
+            )
         patch = self.encoder.patch_size
         images = [at_least_a_patch(self.normalize(x), patch) for x in batched_inputs]
         batches = window_batches(images, self.window, self.stride, self.batch_size)
         once = self.protocol.resamples_once(self.window, self.stride)
         pad = self.protocol.partial_patches == "pad" and not once
         parts = self.encoder, self.affinity, self.timer
-        return encode_images(batched_inputs, images, batches, *parts, base=base, pad=pad)
+        encoded = encode_images(batched_inputs, images, batches, *parts, base=base, pad=pad)
+        if self.views is None or base:
+            return encoded
+        sides = self.window, self.stride, self.batch_size
+        seen = self.views.added_to(encoded.batches, images, self.encoder, *sides)
+        return replace(encoded, batches=seen)

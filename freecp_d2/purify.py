@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import transfers
+from .adapters import certainty, region_features
 from .clip import DenseCLIP
 from .encoding import EncodedImages
 from .merging import WindowMean, upsampled, window_means
@@ -29,6 +30,8 @@ class PurifiedWindows:
         kept_redundancy: (W, C) bool, which stayed after redundancy purification.
         consistency: (W, C) float32.
         beaten_by: (W, C) int64, the query of a class that lost to a look-alike; -1 elsewhere.
+        weights: (B, h, w) of at least 0, how much a window's maps count in their mean; None: all
+            the same.
     """
 
     windows: list[Window]
@@ -37,23 +40,29 @@ class PurifiedWindows:
     kept_redundancy: np.ndarray
     consistency: np.ndarray
     beaten_by: np.ndarray
+    weights: list[Tensor] | None = None
 
     def of_image(self, index: int) -> "PurifiedWindows":
         """Those of one image of the batch, whose windows follow each other."""
         rows = [i for i, window in enumerate(self.windows) if window.image == index]
         mine = slice(rows[0], rows[-1] + 1)
         starts = np.cumsum([0] + [len(maps) for maps in self.maps]).tolist()
-        maps = [
-            batch[max(mine.start - start, 0) : max(mine.stop - start, 0)]
-            for start, batch in zip(starts, self.maps, strict=False)
-        ]
+
+        def of_mine(batches: list[Tensor]) -> list[Tensor]:
+            cut = [
+                batch[max(mine.start - start, 0) : max(mine.stop - start, 0)]
+                for start, batch in zip(starts, batches, strict=False)
+            ]
+            return [batch for batch in cut if len(batch)]
+
         return PurifiedWindows(
             self.windows[mine],
-            [batch for batch in maps if len(batch)],
+            of_mine(self.maps),
             self.kept[mine],
             self.kept_redundancy[mine],
             self.consistency[mine],
             self.beaten_by[mine],
+            None if self.weights is None else of_mine(self.weights),
         )
 
 
@@ -68,7 +77,8 @@ def purify_windows(
 ) -> PurifiedWindows:
     """Purify the classes of all windows of a batch of images.
 
-    The host waits twice: for what it must know after step 5, and for the result.
+    The host waits twice: for what it must know after step 5, and for the result. With
+    :attr:`Words.text_views` each of them makes a window, weighted by :func:`.certainty`.
 
     Args:
         redundancy_threshold, ambiguity_threshold: None: the head's.
@@ -82,20 +92,28 @@ def purify_windows(
     pixels: list[list[Tensor]] = []
     candidates: list[Candidates] = []
     patches: list[Tensor] = []
-    for batch in encoded.batches:
+    weights: list[Tensor] | None = None if words.text_views is None else []
+    texts = [words.text] if words.text_views is None else list(words.text_views)
+    for batch, text in ((batch, text) for batch in encoded.batches for text in texts):
         if batch.features is None:
             raise ValueError("images that were encoded for a base method; encode them anew")
         with timer.stage("purify", device):
-            selected, _ = head.select(
+            selected, probabilities = head.select(
                 batch.features,
-                words.text,
+                text,
                 words.descriptions,
                 encoder.logit_scale,
                 words.num_background,
                 redundancy_threshold,
             )
         windows += batch.windows
-        pixels.append([encoded.images[w.image][:, w.rows, w.columns] for w in batch.windows])
+        if batch.windows[0].size == batch.pixels.shape[2:]:
+            views = [encoded.images[w.image][:, w.rows, w.columns] for w in batch.windows]
+        else:
+            views = list(batch.pixels)  # at another scale
+        pixels.append(views)
+        if weights is not None:
+            weights.append(certainty(probabilities, dim=1))
         candidates.append(selected)
         if head.synonym_threshold:
             patches.append(batch.features.patches_for(words.text))
@@ -129,6 +147,7 @@ def purify_windows(
         kept_redundancy=np.concatenate([selected.kept for selected in fetched]),
         consistency=np.concatenate([selected.consistency for selected in fetched]),
         beaten_by=beaten_by.astype(np.int64),
+        weights=weights,
     )
     if not head.synonym_threshold:
         return purified
@@ -170,6 +189,42 @@ def without_odd_names(
             threshold,
         )
     return kept
+
+
+def adapted(
+    encoded: EncodedImages,
+    words: Words,
+    head: PurificationHead,
+    logit_scale: float,
+    redundancy_threshold: float | None,
+) -> Words:
+    """The words as their adapter has them in one image, by what stays after METHOD.md step 5.
+
+    Args:
+        encoded: the image, with its windows in memory.
+        redundancy_threshold: None: the head's.
+    """
+    assert words.adapter is not None
+    regions = []
+    for batch in encoded.batches:
+        if batch.features is None:
+            raise ValueError("images that were encoded for a base method; encode them anew")
+        candidates, _ = head.select(
+            batch.features,
+            words.text,
+            words.descriptions,
+            logit_scale,
+            words.num_background,
+            redundancy_threshold,
+        )
+        patches = batch.features.patches_for(words.text)
+        regions.append(region_features(patches, candidates.refined, candidates.kept))
+    seen = torch.cat(regions)
+    # What is not finite is no image's to learn from: purification says whose it is.
+    if not len(seen) or not seen.isfinite().all():
+        return words
+    weights = certainty((logit_scale * seen @ words.text.T).softmax(dim=1), dim=1)
+    return replace(words, text=words.adapter.adapt(words.text, seen, weights))
 
 
 def class_maps(

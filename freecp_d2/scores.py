@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .adapters.entropy_weights import weighted_merge
 from .data.benchmarks.protocols import BaseProtocol, Refinement
 from .encoding import EncodedImages
 from .merging import merge_windows
@@ -138,7 +139,11 @@ def _purified_result(
     refinement: Refinement,
 ) -> dict[str, Any]:
     encoded_size = image.shape[1], image.shape[2]
-    merged, queries = merge_windows(purified.windows, purified.maps, purified.kept, encoded_size)
+    of_windows = purified.windows, purified.maps, purified.kept
+    if purified.weights is None:
+        merged, queries = merge_windows(*of_windows, encoded_size)
+    else:
+        merged, queries = weighted_merge(*of_windows, purified.weights, encoded_size)
     strips = _refined_maps(merged, queries, words, image, size, refinement)
     result: dict[str, Any]
     if output == "label_map":

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .adapters import Adapter
 from .clip.text import TextEncoder, description_features, template_sentences
 from .data import Vocabulary
 from .decorrelation import decorrelate_queries
@@ -25,6 +26,10 @@ class Words:
         descriptions: (Q, D) unit-length description features of the same queries.
         query_class: (Q - num_background,) int64, the class of each query that is not background.
         related: (C, C) bool of these queries, which never compete; None: any may.
+        adapter: of these queries, with what it has learnt; shared by all copies. None: the text
+            features stay.
+        text_views: (M, Q, D) unit-length features by sets of templates, each of which is a view of
+            an image; None: `text` alone.
     """
 
     vocabulary: Vocabulary
@@ -32,6 +37,8 @@ class Words:
     descriptions: Tensor
     query_class: Tensor
     related: np.ndarray | None = None
+    adapter: Adapter | None = None
+    text_views: Tensor | None = None
 
     @property
     def num_background(self) -> int:
@@ -63,6 +70,7 @@ class Words:
             text=self.text.to(device),
             descriptions=self.descriptions.to(device),
             query_class=self.query_class.to(device),
+            text_views=None if self.text_views is None else self.text_views.to(device),
         )
 
 

@@ -395,6 +395,18 @@ def affinity(name: str) -> Callable[[FreeCP], object]:
     return lambda model: getattr(model.affinity, name)
 
 
+def by_adapter(name: str) -> tuple[str, str]:
+    return ("MODEL.FREECP.ADAPTER", name)
+
+
+def of_words(name: str) -> Callable[[FreeCP], object]:
+    return lambda model: getattr(model.words.adapter, name, None)
+
+
+def views(name: str) -> Callable[[FreeCP], object]:
+    return lambda model: getattr(model.views, name)
+
+
 class StubViT(torch.nn.Module):
     """Of :func:`freecp_d2.affinity.load_vit`, with what it was asked for."""
 
@@ -512,6 +524,18 @@ REACHES: dict[str, tuple] = {
     **{f"MODEL.CLIP.PEARL.{key}": (*row, of_method("pearl")) for key, row in PEARL.items()},
     **{f"MODEL.CLIP.RESCLIP.{key}": (*row, *OF_RESCLIP) for key, row in RESCLIP.items()},
     "MODEL.CLIP.TEXT_CACHE": ("cache", cached_files, 2),
+    "MODEL.FREECP.ADAPTER": ("clip_ot", of_words("eta"), 0.2),
+    "MODEL.FREECP.BAFTA.CERTAINTY": (0.7, of_words("least"), 0.7, by_adapter("bafta")),
+    "MODEL.FREECP.BAFTA.PRIOR": (3.0, of_words("prior"), 3.0, by_adapter("bafta")),
+    "MODEL.FREECP.CLIP_OT.ETA": (0.5, of_words("eta"), 0.5, by_adapter("clip_ot")),
+    "MODEL.FREECP.CLIP_OT.KAPPA": (0.3, of_words("kappa"), 0.3, by_adapter("clip_ot")),
+    **{
+        f"MODEL.FREECP.ENTROPY_WEIGHTS.{key.upper()}": (
+            *(value, views(key), value),
+            by_adapter("entropy_weights"),
+        )
+        for key, value in {"flip": False, "scales": (0.5,), "template_sets": 2}.items()
+    },
     "MODEL.FREECP.AFFINITY": ("method", encoder("affinity"), "method"),
     "MODEL.FREECP.AFFINITY_MASKS": (
         *("docs", affinity("folder"), Path("docs")),

@@ -52,7 +52,7 @@ ROOMS = (
     ),
     *("presence", "separability"),
     *("segmentation", "scores", "refinement", "propagation", "purify", "merging", "words"),
-    *("encoding", "affinity", "purification"),
+    *("adapters", "encoding", "affinity", "purification"),
     *("clip", "cuda_graphs", "ops", "sliding_window", "transfers", "timing", "data", "coco"),
     *("distributed", "overlay", "fonts"),
     *(

@@ -36,6 +36,7 @@ from ..errors import add_debug_option, one_sentence
 from ..evaluation import FreeCPSemSegEvaluator
 from ..evaluation.facts import facts_of
 from ..evaluation.sem_seg import ImageFault, require_registered
+from ..evaluation.stream import STATE, Stream
 from ..evaluation.table import markdown_table
 from ..files import require_writable, sweep
 from ..inputs import FAILURES
@@ -217,12 +218,15 @@ def evaluate_on(
         log.info("%s: %d images are evaluated already", dataset_name, len(done))
     else:
         evaluator.reset()
+    stream = stream_of(cfg, dataset_name, model, evaluator, done)
     images = Trainer.build_test_loader(cfg, dataset_name, done)
     hidden = not comm.is_main_process()
     unit = "image" if cfg.TEST.IMS_PER_BATCH == 1 else "batch"
     start = time.monotonic()
     for batch in progress(images, total=len(images), desc=dataset_name, unit=unit, disable=hidden):
         evaluate_images(model, batch, evaluator)
+        if stream is not None:
+            stream.add([image["file_name"] for image in batch if "error" not in image])
         if stop.signal is not None:
             break
     evaluator.flush()
@@ -230,10 +234,42 @@ def evaluate_on(
     if stopped:
         sys.exit(stopped)
     log.info("%s: %.1f s of inference on rank 0", dataset_name, time.monotonic() - start)
+    if stream is not None:
+        evaluator.facts.update(stream.facts())
     results = evaluator.evaluate()
     if comm.is_main_process():
         print_csv_format(results)
     return results
+
+
+def stream_of(
+    cfg: CfgNode,
+    dataset_name: str,
+    model: Any,
+    evaluator: FreeCPSemSegEvaluator,
+    done: Collection[str],
+) -> Stream | None:
+    """Of a model with an adapter, which has then seen the images of `done`; else None.
+
+    Raises:
+        ValueError: there are several ranks, whose images have no common order; or see
+            :meth:`.Stream.resume`.
+    """
+    adapter = model.words.adapter
+    if adapter is None:
+        return None
+    if comm.get_world_size() > 1:
+        raise ValueError(
+            f"MODEL.FREECP.ADAPTER {cfg.MODEL.FREECP.ADAPTER} follows the order of the images, "
+            f"and there are {comm.get_world_size()} ranks; evaluate with --num-gpus 1"
+        )
+    stream = Stream(adapter, evaluator.records_folder / STATE)
+    mapper = InferenceMapper(cfg)
+    records = {r["file_name"]: r for r in DatasetCatalog.get(dataset_name)}
+    stream.resume(
+        (file for file in records if file in done), lambda file: model([mapper(records[file])])
+    )
+    return stream
 
 
 def evaluate_images(

@@ -149,6 +149,12 @@ class FreeCPSemSegEvaluator(DatasetEvaluator):
             require_writable(self._output_dir)
             self._records = Records(self._output_dir / RECORDS)
 
+    @property
+    def records_folder(self) -> Path:
+        """Where a record of each image is kept; there is none without `output_dir`."""
+        assert self._records is not None
+        return self._records.folder
+
     def check_vocabulary(self, vocabulary: Vocabulary) -> None:
         """See that a model with these classes can be evaluated here, before it segments anything.
 

@@ -26,7 +26,15 @@ def settings_of(
     Args:
         cfg: what `model` was built from.
         vocabulary: the classes that are labelled.
+
+    Raises:
+        ValueError: an adapter changes with each image, so that labels depend on their order.
     """
+    if model.adapter is not None:
+        raise ValueError(
+            f"MODEL.FREECP.ADAPTER is {cfg.MODEL.FREECP.ADAPTER!r}: labels would depend on which "
+            "images a worker has seen before; leave it empty"
+        )
     facts = facts_of(cfg, model) | {"words": hash_of_words(vocabulary)}
     names = list(vocabulary.class_names)
     return {"classes": names, **asdict(outputs), **label_settings(facts)}
