@@ -28,7 +28,6 @@ def required(package: str) -> ModuleType:
         ) from None
 
 
-@cache
 def openvino_core() -> Any:
     """The process's openvino.Core, which stays to the end.
 
@@ -38,7 +37,12 @@ def openvino_core() -> Any:
     Raises:
         ValueError: OpenVINO is not installed.
     """
-    return required("openvino").Core()
+    return _core(required("openvino"))
+
+
+@cache
+def _core(openvino: ModuleType) -> Any:
+    return openvino.Core()
 
 
 def names_of(program: ExportedProgram) -> tuple[list[str], list[str]]:
