@@ -167,7 +167,7 @@ class FreeCPSemSegEvaluator(DatasetEvaluator):
             raise ValueError(
                 f"{self._dataset_name}: the vocabulary has {len(classes)} classes "
                 f"({_listed(classes)}), the data set has {len(self._names)} "
-                f"({_listed(self._names)}); check MODEL.FREECP.VOCABULARY"
+                f"({_listed(self._names)}); check MODEL.FREECP.VOCABULARY and BACKGROUND"
             )
         background = {"background", *map(normalized_name, vocabulary.background)}
         if vocabulary.num_background and normalized_name(self._names[0]) not in background:
