@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 
 from .background import chooses_background
 from .config import configured_descriptions, configured_vocabulary
+from .data import Vocabulary
 from .data.mapper import InferenceMapper
 from .encoding import EncodedImages, WindowsDone
 from .inputs import (
@@ -99,9 +100,10 @@ class Segmenter:
             asked = configured_vocabulary(self.cfg)
         else:
             asked = as_vocabulary(vocabulary)
+        given = isinstance(vocabulary, Vocabulary) and vocabulary.background  # of prepare, perhaps
         if chooses_background(background):
             asked = self.model.with_background(asked, background)
-        elif background is False:
+        elif background is False and not given:
             asked = with_background(self.model.with_background(asked), background)
         else:
             asked = with_background(asked, background)

@@ -157,7 +157,8 @@ def test_the_config_chooses_words_too(predictor):
     words = predictor.prepare(WORDS, background="auto")
     configured = FreeCPPredictor(predictor.cfg, ["MODEL.FREECP.BACKGROUND", "auto"])
     assert configured.prepare(WORDS) == configured.prepare(words) == words
-    assert configured.prepare(WORDS, background=["wall"]).background == ("wall",)
+    named = configured.prepare(WORDS, background=["wall"])
+    assert named.background == ("wall",) and configured.prepare(named) == named
     parts = FreeCP.parts_from_config(configured.cfg)
     model = FreeCP(**parts, vocabulary=Vocabulary.from_names(WORDS), descriptions={})
     assert model.vocabulary == words
