@@ -11,6 +11,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
+import freecp_d2.background
 from freecp_d2 import FreeCPPredictor
 from freecp_d2.cli.label import main
 from freecp_d2.data.scenes.scene import draw_scene
@@ -58,7 +59,9 @@ def test_the_labels_are_the_predictors(tmp_path, photos, capsys):
     assert content["stuff_classes"] == ["background", "sky", "lawn", "road", "sand"]
 
 
-def test_the_background_may_be_chosen(tmp_path, photos):
+def test_the_background_may_be_chosen(tmp_path, photos, monkeypatch):
+    words = ("sea", "roof", "cat", "lamp", "rock", "cup", "fork")
+    monkeypatch.setattr(freecp_d2.background, "lexicon", lambda *sources: words)
     out, opts = tmp_path / "out", ["MODEL.FREECP.BACKGROUND_WORDS.COUNT", "5"]
     arguments = ["--input", photos, "--output", out, "--vocabulary", WORDS]
     assert run(*arguments, "--background", "auto", opts=opts) == 0

@@ -33,6 +33,7 @@ FOLDER = web.private_gradio()
 gradio = pytest.importorskip("gradio", reason="web.py needs gradio: pip install 'freecp_d2[web]'")
 httpx = pytest.importorskip("httpx")  # which gradio brings
 
+import freecp_d2.background  # noqa: E402
 import freecp_d2.cli.web.page  # noqa: E402  (after private_gradio)
 from freecp_d2.cli.web.sessions import SessionStore  # noqa: E402
 
@@ -643,7 +644,9 @@ def test_the_background_may_be_names_within_the_limits(client, tmp_path):
     assert client.ask(client.again, ["wall"], 0.05, 0.9)[0]
 
 
-def test_the_background_may_be_chosen_and_is_shown(client, predictor, tmp_path):
+def test_the_background_may_be_chosen_and_is_shown(client, predictor, tmp_path, monkeypatch):
+    lexicon = ("sea", "roof", "cat", "lamp", "rock")
+    monkeypatch.setattr(freecp_d2.background, "lexicon", lambda *sources: lexicon)
     path = client.upload(save_scene(tmp_path, 1))
     answered, (_, _, legend, _) = client.segment(path, background="auto")
     words = predictor.prepare(["sky", "lawn"], "auto").background
