@@ -31,6 +31,8 @@ MOST_PATCHES = 32
 """`local` takes the fewest patches with this share of a softmax at this temperature."""
 ERASED = 0.5
 """Where a class's refined map is above this, `erasing` paints it over."""
+VIEWS_AT_ONCE = 16
+"""How many such pictures go through CLIP at once."""
 NOT_THERE = -1.0
 """`erasing` of a class that purification has removed: as low as a difference of two shares gets."""
 
@@ -101,8 +103,8 @@ def dependency(
     size = encoder.model.visual.image_size
     small = F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
     maps = F.interpolate(maps[None], size, mode="bilinear", antialias=True)[0]
-    # One at a time: as many as there are classes need not fit into memory.
-    features = torch.cat([encoder.encode_cls(view[None]) for view in erased_views(small, maps)])
+    views = erased_views(small, maps).split(VIEWS_AT_ONCE)
+    features = torch.cat([encoder.encode_cls(chunk) for chunk in views])
     similarity = features @ words.text[words.num_background :].T
     # A cosine is at least -1, and :func:`class_scores` wants at least 0.
     of_classes = class_scores(similarity.T + 1, words.query_class, len(words.vocabulary.classes))
