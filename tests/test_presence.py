@@ -1,5 +1,6 @@
 """Presence scores against plain loops, what they cost nobody who asks for none, and errors."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -156,6 +157,19 @@ def test_scores_of_an_image(predictor):
                     for query, of_class in enumerate(words.query_class.tolist()):
                         best[of_class] = max(best[of_class], local[query])
         torch.testing.assert_close(result["presence"]["local"], best)
+
+
+def test_cosines_below_0_count(predictor):
+    """A class of one name has the largest of its windows, whatever its sign."""
+    model = predictor._segmenter.model
+    words = predictor._segmenter.words_of(WORDS, False)
+    words = replace(words, text=-words.text.mean(dim=0, keepdim=True).expand_as(words.text))
+    _, _, windows = predictor._segmenter.encode([IMAGE], base=False)
+    (values,) = model.score_presence(windows, words, "local")
+    (batch,) = windows.batches
+    expected = local_presence(batch.patches, batch.features.cls, words.text).amax(dim=0)[0]
+    assert expected < 0
+    torch.testing.assert_close(values, expected.expand(6))
 
 
 @pytest.mark.parametrize("score", PRESENCE_SCORES)
