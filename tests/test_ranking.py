@@ -187,3 +187,12 @@ def test_readings_that_agree_have_no_pair(segmenter):
     found = ranking.disagreement(segmenter.model, encoded, (words, words))
     assert found.pair is None and found.channels == [0]
     assert found.scores == pytest.approx({"largest": 0, "all": 0, "classes": 0, "entropy": 0})
+
+
+def test_ranking_changes_no_bit_of_a_segmentation(segmenter):
+    words = segmenter.words_of(WORDS, ["tree"])
+    _, _, encoded = segmenter.encode([draw_scene(87).image], False)
+    before = segmenter.model.segment(encoded, words)[0]["sem_seg"]
+    halves = ranking.template_halves(segmenter.model, words)
+    ranking.disagreement(segmenter.model, encoded, halves)
+    assert torch.equal(segmenter.model.segment(encoded, words)[0]["sem_seg"], before)
