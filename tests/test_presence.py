@@ -135,6 +135,17 @@ def test_nothing_else_changes_a_bit(predictor):
             assert same, key
 
 
+def test_windows_that_are_encoded_only_now_are_read_several_times(predictor):
+    plain, words, _ = outputs_of(predictor, presence=PRESENCE_SCORES, separability=True)
+    segmenter = predictor._segmenter
+    _, sources, _ = segmenter.encode([IMAGE, IMAGE[40:]], base=False)
+    lazily = segmenter.model._encode_lazily(sources, False)
+    again = segmenter.model.segment(lazily, words, presence=PRESENCE_SCORES, separability=True)
+    for before, after in zip(plain, again, strict=True):
+        assert before["patches"].features.equal(after["patches"].features)
+        assert all(before["presence"][s].equal(after["presence"][s]) for s in PRESENCE_SCORES)
+
+
 def test_scores_of_an_image(predictor):
     (first, second), words, windows = outputs_of(predictor, presence=PRESENCE_SCORES)
     for result in (first, second):
