@@ -110,9 +110,7 @@ def tags_of(
 
 def _tag(args: argparse.Namespace, faults: list[str], stop: Stop) -> None:
     """Do what the command line says; sentences about what failed are added to `faults`."""
-    from detectron2.utils.logger import setup_logger
-
-    setup_logger(name="freecp_d2")
+    # Without a handler, warnings go to stderr; Detectron2's would be among the lines.
     register_files(args.register)
     if args.top is not None and args.top < 1:
         raise ValueError(f"--top is {args.top}; it must be at least 1")

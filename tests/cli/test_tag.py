@@ -33,7 +33,8 @@ def presence(folder):
 
 def run(*arguments) -> int:
     given = ["--config-file", "scenes/clearclip", "--vocabulary", WORDS, *map(str, arguments)]
-    return tag.main([*given, "--opts", *OPTS], "freecp tag")
+    opts = OPTS if "--opts" not in given else OPTS[2:]
+    return tag.main([*given, *["--opts"] * ("--opts" not in given), *opts], "freecp tag")
 
 
 def line(scores: dict[str, float]) -> str:
@@ -87,6 +88,13 @@ def test_what_cannot_be_asked(folder, arguments, said):
         video = folder / "clip.mp4"
         video.touch()
         run("--input", video)
+
+
+def test_the_lines_are_alone_on_stdout(folder, capsys):
+    """Without a GPU the device is a warning, which goes elsewhere."""
+    run("--input", folder / "120.png", "--json", "--opts", "MODEL.DEVICE", "cuda")
+    for text in capsys.readouterr().out.splitlines():
+        json.loads(text)
 
 
 def test_a_folder_that_one_is_in(folder, presence, capsys, monkeypatch):
