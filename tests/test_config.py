@@ -444,6 +444,10 @@ def is_graphed(model):
     return isinstance(model.encoder._run_window, Graphed)
 
 
+def background(name: str) -> Callable:
+    return lambda model: getattr(model.background, name)
+
+
 def has_quick_gelu(model: FreeCP) -> bool:
     return any(isinstance(module, QuickGELU) for module in model.modules())
 
@@ -537,6 +541,17 @@ REACHES: dict[str, tuple] = {
         for key, value in {"flip": False, "scales": (0.5,), "template_sets": 2}.items()
     },
     "MODEL.FREECP.AFFINITY": ("method", encoder("affinity"), "method"),
+    "MODEL.FREECP.BACKGROUND": ("random", background("how"), "random"),
+    **{
+        f"MODEL.FREECP.BACKGROUND_WORDS.{key.upper()}": (value, background(key), value)
+        for key, value in {
+            **{"lexicon": ("coco_stuff",), "count": 3},
+            **{"max_similarity": 0.5, "penalty": 0.1, "seed": 7},
+        }.items()
+    },
+    "MODEL.FREECP.DECORRELATION": (0.5, lambda model: model.decorrelation, 0.5),
+    "MODEL.FREECP.RELATIONS": ("relations.json", lambda model: len(model.relations), 2),
+    "MODEL.FREECP.SYNONYM_THRESHOLD": (0.1, head("synonym_threshold"), 0.1),
     "MODEL.FREECP.AFFINITY_MASKS": (
         *("docs", affinity("folder"), Path("docs")),
         by_provider("MaskFolder"),
@@ -620,6 +635,7 @@ def files(tmp_path_factory) -> Path:
     save_file({**state, **ones}, folder / "ones.safetensors")
     (folder / "clip.json").write_text(json.dumps(TINY_CLIP))
     (folder / "quick.json").write_text(json.dumps({**TINY_CLIP, "quick_gelu": True}))
+    (folder / "relations.json").write_text('{"dog": {"tail": "part"}}')
     (folder / "words.txt").write_text("cat\nsky\n")
     (folder / "other.txt").write_text("dog\nsky\nroad\n")
     (folder / "descriptions.json").write_text(json.dumps({"cat": ["It has whiskers."]}))

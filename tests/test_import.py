@@ -52,7 +52,8 @@ ROOMS = (
     ),
     *("presence", "separability"),
     *("segmentation", "scores", "refinement", "propagation", "purify", "merging", "words"),
-    *("adapters", "encoding", "affinity", "purification"),
+    *("background", "relations", "decorrelation"),
+    *("adapters", "encoding", "affinity", "purification", "synonyms"),
     *("clip", "cuda_graphs", "ops", "sliding_window", "transfers", "timing", "data", "coco"),
     *("distributed", "overlay", "fonts"),
     *(
