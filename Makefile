@@ -7,13 +7,14 @@
 # make mutants    change the code in one place at a time, and count what the tests do not notice
 # make bench   time FreeCP against the bare CLIP forward and a plain transcription; tables, output/bench
 # make compare all base methods, alone and with FreeCP, on the embedded benchmark and, where CAMVID_ROOT is, on CamVid
+# make robustness  other names and distractors on the embedded benchmark; table, JSON and picture in output/robustness
 # make configs write configs/ from its table anew, configs/generate.py
 # make lint    ruff and mypy            make lock      write requirements.lock anew
 #
 # Each sets up .venv first, once. BASE_PYTHON=/path/to/python chooses the interpreter (3.11 or later) it is made of.
 
 .POSIX:
-.PHONY: install demo pictures test crash test-gpu gpu-report racecheck mutants bench compare configs lint lock
+.PHONY: install demo pictures test crash test-gpu gpu-report racecheck mutants bench compare robustness configs lint lock
 
 VENV = .venv
 PYTHON = $(VENV)/bin/python
@@ -70,6 +71,9 @@ bench: $(INSTALLED)
 
 compare: $(INSTALLED)
 	$(PYTHON) projects/BaseMethods/compare.py --output output/compare
+
+robustness: $(INSTALLED)
+	$(PYTHON) -m freecp robustness --config-file scenes/clearclip --output output/robustness
 
 configs: $(INSTALLED)
 	$(PYTHON) configs/generate.py

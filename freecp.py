@@ -14,6 +14,7 @@ SUBCOMMANDS: dict[str, tuple[str, str]] = {
     "tag": ("freecp_d2.cli.tag", "which classes are in images, without masks"),
     "web": ("freecp_d2.cli.web", "a web page: drop a picture, type classes"),
     "evaluate": ("freecp_d2.cli.evaluate", "FreeCP, or a base method alone, on data sets"),
+    "robustness": ("freecp_d2.cli.robustness", "other names and distractors on a data set"),
     "label": ("freecp_d2.cli.label", "any number of images into label maps, on many machines"),
     "export": ("freecp_d2.cli.export", "for other runtimes: torch.export, ONNX, OpenVINO"),
     "rank": ("freecp_d2.cli.rank", "which images to annotate first"),
