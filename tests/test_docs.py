@@ -41,6 +41,7 @@ NOT_RUN = {
     "docs/labelling_at_scale.md": 3,
     "docs/my_images.md": 2,
     "docs/reproduce.md": 3,
+    "docs/robustness.md": 1,
     "docs/thresholds.md": 1,
     "docs/weights.md": 1,
 }
