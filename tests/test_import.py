@@ -40,6 +40,7 @@ ROOMS = (
     *(
         "cli",
         "export",
+        "robustness",
         "labelling",
         "evaluation",
         "video",

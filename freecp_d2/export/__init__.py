@@ -68,6 +68,10 @@ def check_exportable(cfg: CfgNode) -> str:
             "to 0",
         ),
         (
+            freecp.ADAPTER,
+            f"MODEL.FREECP.ADAPTER {freecp.ADAPTER} is not exported; set it to ''",
+        ),
+        (
             freecp.REFINE != "none",
             f"MODEL.FREECP.REFINE {freecp.REFINE} is not exported; set it to none",
         ),

@@ -168,6 +168,8 @@ def test_what_does_not_agree_is_not_written(tmp_path, no_programs, monkeypatch, 
         ("MODEL.FREECP.WINDOW", 240, "INPUT.MIN_SIZE_TEST is 224, less than"),
         ("MODEL.FREECP.AFFINITY_PROVIDER", "TimmViT", "AFFINITY_PROVIDER TimmViT is not exported"),
         ("MODEL.FREECP.REFINE", "pamr", "REFINE pamr is not exported"),
+        ("MODEL.FREECP.ADAPTER", "bafta", "ADAPTER bafta is not exported"),
+        ("MODEL.FREECP.SYNONYM_THRESHOLD", 0.1, "SYNONYM_THRESHOLD 0.1 is not exported"),
         ("MODEL.CLIP.PRECISION", "bf16", "PRECISION is bf16, and what is exported is in float32"),
     ],
 )
