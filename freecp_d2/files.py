@@ -99,6 +99,13 @@ def sweep(folder: Path, age: float = _STALE) -> None:
                 part.unlink()
 
 
+def replace_folder(path: Path, new: Path, former: Path) -> None:
+    """Move the folder `new` to `path`; what is there goes to `former`, on the same file system."""
+    if path.exists():
+        os.replace(path, former)
+    os.replace(new, path)
+
+
 @contextmanager
 def scratch_folder(parent: Path, name: str) -> Iterator[Path]:
     """A temporary folder, which is deleted when the block ends.

@@ -45,21 +45,22 @@ def loggers() -> list[logging.Logger]:
     return [logging.getLogger(name) for name in names]
 
 
-def log_as_before() -> Iterator[None]:
-    """What a command line does to the log, in this process, ends with its test."""
-    before = {log: (list(log.handlers), log.propagate, log.level) for log in loggers()}
-    disabled = logging.root.manager.disable
-    yield
-    logging.disable(disabled)
+def reset_log() -> None:
+    """As it is when this package is imported."""
+    logging.disable(logging.NOTSET)
+    logging.root.setLevel(logging.WARNING)
     for log in loggers():
-        log.handlers, log.propagate, level = before.get(log, ([], True, logging.NOTSET))
-        log.setLevel(level)
+        log.handlers, log.propagate, log.disabled = [], True, False
+        log.setLevel(logging.NOTSET)
     setup_logger.cache_clear()
 
 
-log_of_a_test = pytest.fixture(autouse=True)(log_as_before)
-# A fixture of a module may run a command line, too.
-log_of_a_module = pytest.fixture(scope="module", autouse=True)(log_as_before)
+@pytest.fixture(autouse=True)
+def log_as_before() -> Iterator[None]:
+    """What a command line or a fixture does to the log, in this process, ends with its test."""
+    reset_log()
+    yield
+    reset_log()
 
 
 @pytest.fixture(autouse=True)

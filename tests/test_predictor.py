@@ -424,7 +424,7 @@ def test_other_misuse_is_named(predictor, image, tmp_path):
     broken.write_bytes(b"no picture")
     with pytest.raises(ValueError, match="broken.png: not an image"):
         predictor(broken, WORDS)
-    with pytest.raises(ValueError, match="True or a list"):
+    with pytest.raises(ValueError, match="True, auto, random or a list"):
         predictor(image, WORDS, background="wall")
     with pytest.raises(ValueError, match="has no thresholds"):
         predictor.base.segment(predictor.encode(image), WORDS, redundancy_threshold=0.1)

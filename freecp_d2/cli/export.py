@@ -9,7 +9,6 @@ features of the words, and description.json with all else that is needed to run 
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,7 +65,7 @@ def _export(args: argparse.Namespace) -> None:
 
     from ..config import finished_config, load_config
     from ..export import check_exportable, export
-    from ..files import scratch_folder
+    from ..files import replace_folder, scratch_folder
     from ..segmenter import Segmenter, build_model
 
     setup_logger(name="freecp_d2")
@@ -84,9 +83,7 @@ def _export(args: argparse.Namespace) -> None:
         folder = scratch / "new"
         agreement = export(segmenter.model, cfg, words, args.format, folder)
         require_free(args.output)
-        if args.output.exists():
-            os.replace(args.output, scratch / "former")
-        os.replace(folder, args.output)
+        replace_folder(args.output, folder, scratch / "former")
     for name, worst in agreement.differences.items():
         print(f"{name}: differs from torch by at most {worst:.1e}")
     print(f"label map of a drawn image: {100 * agreement.equal:.2f} % of pixels are equal")
