@@ -56,8 +56,21 @@ def reset_log() -> None:
 
 
 @pytest.fixture(autouse=True)
-def log_as_before() -> Iterator[None]:
-    """What a command line or a fixture does to the log, in this process, ends with its test."""
+def log_of_a_test() -> Iterator[None]:
+    """What a command line does to the log, in this process, ends with its test."""
+    before = {log: (list(log.handlers), log.propagate, log.level) for log in loggers()}
+    disabled = logging.root.manager.disable
+    yield
+    logging.disable(disabled)
+    for log in loggers():
+        log.handlers, log.propagate, level = before.get(log, ([], True, logging.NOTSET))
+        log.setLevel(level)
+    setup_logger.cache_clear()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def log_of_a_module() -> Iterator[None]:
+    """A fixture of a module may run a command line, too; nothing of it reaches another module."""
     reset_log()
     yield
     reset_log()
