@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import add_debug_option, one_sentence, path_argument
+from .options import add_config_option, add_opts_option
 from .register import add_register_option, register_files
 from .words import add_words_options, background_of, parse_words, words_of
 
@@ -28,20 +29,13 @@ def parse_args(argv: Sequence[str] | None, prog: str | None = None) -> argparse.
     """The options. `prog`: as in :func:`main`."""
     parser = argparse.ArgumentParser(prog, description=(__doc__ or "").splitlines()[0])
     parser.set_defaults(prog=parser.prog)
-    parser.add_argument(
-        "--config-file",
-        required=True,
-        metavar="FILE",
-        help="a YAML file, or the name of one that the library ships, such as scenes/clearclip",
-    )
+    add_config_option(parser)
     parser.add_argument("--format", required=True, choices=("torch", "onnx", "openvino"))
     parser.add_argument("--output", required=True, type=path_argument, metavar="FOLDER")
     add_words_options(parser)
     add_register_option(parser)
     add_debug_option(parser)
-    parser.add_argument(
-        "--opts", nargs=argparse.REMAINDER, default=[], help="last: KEY VALUE ... of the config"
-    )
+    add_opts_option(parser)
     return parse_words(parser, sys.argv[1:] if argv is None else argv)
 
 

@@ -28,6 +28,7 @@ from ..inputs import as_vocabulary, with_background
 from ..labelling import Job, Outputs
 from ..labelling.launch import label
 from .launch import launch_by, say_how_to_go_on
+from .options import add_config_option, add_opts_option
 from .register import add_register_option, register_files
 from .words import add_words_options, background_of, parse_words, words_of
 
@@ -39,12 +40,7 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
     )
     parser.set_defaults(prog=parser.prog)
     add = parser.add_argument
-    add(
-        "--config-file",
-        required=True,
-        metavar="FILE",
-        help="a YAML file, or the name of one that the library ships, such as scenes/clearclip",
-    )
+    add_config_option(parser)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--input",
@@ -80,7 +76,7 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
     add("--actors", type=int, metavar="N", help="of Ray; default: one a GPU share, or one a core")
     add("--gpu-share", type=float, metavar="X", help="of a GPU for each actor of Ray; default 1")
     add_debug_option(parser)
-    add("--opts", nargs=argparse.REMAINDER, default=[], help="last: KEY VALUE ... of the config")
+    add_opts_option(parser)
     args = parse_words(parser, sys.argv[1:] if argv is None else argv)
     if args.num_machines > 1 and args.dist_url == "auto":
         parser.error("several machines need --dist-url tcp://<the first's address>:<port>")

@@ -24,7 +24,7 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from ..config import config_path, load_config
-from ..errors import add_debug_option, one_sentence, path_argument
+from ..errors import add_debug_option, path_argument
 from ..files import sweep, whole_file, write_whole
 from ..fonts import draw_text
 from ..inputs import as_pixels
@@ -32,10 +32,11 @@ from ..locks import locked
 from ..ranking import MOST, SCORES, disagreement, greedy_order, template_halves
 from ..segmentation import write_png
 from ..segmenter import Segmenter, build_model
-from ..stopping import Stop, stopping
+from ..stopping import Stop
+from .options import add_config_option, add_opts_option
 from .register import add_register_option, register_files
 from .segment.bar import windows_on
-from .segment.faults import noted
+from .segment.faults import noted, run_noting
 from .segment.inputs import describe_skipped, find_inputs
 from .segment.jobs import Job, Progress, name_results
 from .words import add_words_options, background_of, parse_words, words_of
@@ -52,12 +53,7 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
     )
     parser.set_defaults(prog=parser.prog)
     add = parser.add_argument
-    add(
-        "--config-file",
-        required=True,
-        metavar="FILE",
-        help="a YAML file, or the name of one that the library ships, such as scenes/clearclip",
-    )
+    add_config_option(parser)
     add(
         "--input",
         nargs="+",
@@ -83,7 +79,7 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
     add("--pictures", type=int, default=24, metavar="N", help="in first.jpg; 0: none; default 24")
     add_register_option(parser)
     add_debug_option(parser)
-    add("--opts", nargs=argparse.REMAINDER, default=[], help="last: KEY VALUE ... of the config")
+    add_opts_option(parser)
     args = parse_words(parser, sys.argv[1:] if argv is None else argv)
     if args.pictures < 0:
         parser.error(f"--pictures {args.pictures}: give a number of images, or 0 for none")
@@ -104,17 +100,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """
     given = list(sys.argv[1:] if argv is None else argv)
     args = parse_args(given, prog)
-    faults: list[str] = []
-    with one_sentence(args.prog, args.debug), stopping() as stop:
-        try:
-            _rank(args, faults, stop)
-        finally:
-            for fault in faults:
-                print(f"{args.prog}: {fault}", file=sys.stderr)
-    if stop.signal:
-        print(stop.sentence(args.prog, given), file=sys.stderr)
-        return stop.exit_code
-    return 3 if faults else 0
+    return run_noting(_rank, args, given)
 
 
 def _rank(args: argparse.Namespace, faults: list[str], stop: Stop) -> None:

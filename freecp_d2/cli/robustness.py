@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import add_debug_option, one_sentence, path_argument
+from .options import add_config_option, add_opts_option
 from .register import add_register_option, register_files
 
 log = logging.getLogger(__name__)
@@ -26,12 +27,7 @@ def parse_args(argv: Sequence[str] | None, prog: str | None = None) -> argparse.
     """The options. `prog`: as in :func:`main`."""
     parser = argparse.ArgumentParser(prog, description=(__doc__ or "").splitlines()[0])
     parser.set_defaults(prog=parser.prog)
-    parser.add_argument(
-        "--config-file",
-        required=True,
-        metavar="FILE",
-        help="a YAML file, or the name of one that the library ships, such as scenes/clearclip",
-    )
+    add_config_option(parser)
     parser.add_argument("--output", required=True, type=path_argument, metavar="FOLDER")
     parser.add_argument(
         "--dataset", metavar="NAME", help="in Detectron2's catalogs; by default the config's"
@@ -71,9 +67,7 @@ def parse_args(argv: Sequence[str] | None, prog: str | None = None) -> argparse.
     )
     add_register_option(parser)
     add_debug_option(parser)
-    parser.add_argument(
-        "--opts", nargs=argparse.REMAINDER, default=[], help="last: KEY VALUE ... of the config"
-    )
+    add_opts_option(parser)
     args = parser.parse_args(argv)
     counts = [text.strip() for text in args.distractors.split(",")]
     if not all(text.isdecimal() and int(text) for text in counts):

@@ -15,13 +15,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..errors import add_debug_option, one_sentence, path_argument
+from ..errors import add_debug_option, path_argument
 from ..files import write_whole
 from ..predictor import FreeCPPredictor
 from ..presence import CONSISTENCY, PRESENCE_SCORES
-from ..stopping import Stop, stopping
+from ..stopping import Stop
+from .options import add_config_option, add_opts_option
 from .register import add_register_option, register_files
-from .segment.faults import noted
+from .segment.faults import noted, run_noting
 from .segment.inputs import describe_skipped, find_inputs
 from .words import add_words_options, background_of, parse_words, words_of
 
@@ -30,12 +31,7 @@ def parse_args(argv: Sequence[str] | None, prog: str | None = None) -> argparse.
     """The options. `prog`: as in :func:`main`."""
     parser = argparse.ArgumentParser(prog, description=(__doc__ or "").splitlines()[0])
     parser.set_defaults(prog=parser.prog)
-    parser.add_argument(
-        "--config-file",
-        required=True,
-        metavar="FILE",
-        help="a YAML file, or the name of one that the library ships, such as scenes/clearclip",
-    )
+    add_config_option(parser)
     parser.add_argument(
         "--input",
         nargs="+",
@@ -69,9 +65,7 @@ def parse_args(argv: Sequence[str] | None, prog: str | None = None) -> argparse.
     parser.add_argument("--json", action="store_true", help="a JSON object a line")
     add_register_option(parser)
     add_debug_option(parser)
-    parser.add_argument(
-        "--opts", nargs=argparse.REMAINDER, default=[], help="last: KEY VALUE ... of the config"
-    )
+    add_opts_option(parser)
     return parse_words(parser, sys.argv[1:] if argv is None else argv)
 
 
@@ -88,16 +82,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         SystemExit: something is wrong with the input; it says what.
     """
     args = parse_args(argv, prog)
-    faults: list[str] = []
-    with one_sentence(args.prog, args.debug), stopping() as stop:
-        try:
-            _tag(args, faults, stop)
-        finally:
-            for fault in faults:
-                print(f"{args.prog}: {fault}", file=sys.stderr)
-    if stop.signal:
-        return stop.exit_code
-    return 3 if faults else 0
+    return run_noting(_tag, args)
 
 
 def tags_of(

@@ -15,25 +15,22 @@ import sys
 from collections.abc import Sequence
 
 from ...background import chooses_background
-from ...errors import add_debug_option, one_sentence, path_argument
+from ...errors import add_debug_option, path_argument
 from ...files import sweep
 from ...locks import locked
 from ...predictor import FreeCPPredictor
-from ...stopping import Stop, stopping
+from ...stopping import Stop
+from ..options import add_config_option, add_opts_option
 from ..register import add_register_option, register_files
 from ..words import add_words_options, background_of, parse_words, words_of
+from .faults import run_noting
 
 
 def parse_args(argv: Sequence[str] | None, prog: str | None = None) -> argparse.Namespace:
     """The options of Detectron2's demo, and more. `prog`: as in :func:`main`."""
     parser = argparse.ArgumentParser(prog, description=(__doc__ or "").splitlines()[0])
     parser.set_defaults(prog=parser.prog)
-    parser.add_argument(
-        "--config-file",
-        required=True,
-        metavar="FILE",
-        help="a YAML file, or the name of one that the library ships, such as scenes/clearclip",
-    )
+    add_config_option(parser)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--input",
@@ -59,9 +56,7 @@ def parse_args(argv: Sequence[str] | None, prog: str | None = None) -> argparse.
     )
     add_register_option(parser)
     add_debug_option(parser)
-    parser.add_argument(
-        "--opts", nargs=argparse.REMAINDER, default=[], help="last: KEY VALUE ... of the config"
-    )
+    add_opts_option(parser)
     return parse_words(parser, sys.argv[1:] if argv is None else argv)
 
 
@@ -79,17 +74,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """
     given = list(sys.argv[1:] if argv is None else argv)
     args = parse_args(given, prog)
-    faults: list[str] = []
-    with one_sentence(args.prog, args.debug), stopping() as stop:
-        try:
-            _segment(args, faults, stop)
-        finally:
-            for fault in faults:
-                print(f"{args.prog}: {fault}", file=sys.stderr)
-    if stop.signal:
-        print(stop.sentence(args.prog, given), file=sys.stderr)
-        return stop.exit_code
-    return 3 if faults else 0
+    return run_noting(_segment, args, given)
 
 
 def _segment(args: argparse.Namespace, faults: list[str], stop: Stop) -> None:

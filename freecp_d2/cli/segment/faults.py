@@ -1,6 +1,8 @@
 """What may go wrong with one image or video without stopping the others."""
 
-from collections.abc import Iterator
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -9,8 +11,40 @@ from PIL import Image
 from ... import errors
 from ...files import cannot_write
 from ...memory import memory_ran_out
+from ...stopping import Stop, stopping
 
 FAILURES = (OSError, ValueError, Image.DecompressionBombError)
+
+
+def run_noting(
+    work: Callable[[argparse.Namespace, list[str], Stop], None],
+    args: argparse.Namespace,
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Run a command that goes over files; its exit code.
+
+    That is 3 where some failed and the others are done, and 143 or 130 where a signal stopped it.
+
+    Args:
+        work: adds sentences about what failed to the list, and ends early where it is to stop.
+        args: with `prog` and `debug`.
+        argv: of the command that goes on after a signal, which is then said; None: none does.
+
+    Raises:
+        SystemExit: it failed as a whole; it says why.
+    """
+    faults: list[str] = []
+    with errors.one_sentence(args.prog, args.debug), stopping() as stop:
+        try:
+            work(args, faults, stop)
+        finally:
+            for fault in faults:
+                print(f"{args.prog}: {fault}", file=sys.stderr)
+    if stop.signal:
+        if argv is not None:
+            print(stop.sentence(args.prog, argv), file=sys.stderr)
+        return stop.exit_code
+    return 3 if faults else 0
 
 
 @contextmanager
