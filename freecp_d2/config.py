@@ -18,7 +18,6 @@ from .clip import BASE_METHODS
 from .data import Vocabulary, dataset_vocabulary, load_descriptions, load_vocabulary
 from .data.benchmarks.protocols import with_protocol
 from .presence import check_presence
-from .relations import Relations, load_relations
 
 CONFIGS: Path = Path(__file__).with_name("configs")
 """The YAML files that the library ships; in a checkout the link to configs/."""
@@ -313,16 +312,6 @@ def configured_descriptions(cfg: CfgNode) -> Mapping[str, Sequence[str]]:
     """
     file = cfg.MODEL.FREECP.DESCRIPTIONS
     return load_descriptions(file) if file else {}
-
-
-def configured_relations(cfg: CfgNode) -> Relations:
-    """Those of MODEL.FREECP.RELATIONS; none where it is empty.
-
-    Raises:
-        FileNotFoundError, ValueError: as :func:`freecp_d2.relations.load_relations`.
-    """
-    file = cfg.MODEL.FREECP.RELATIONS
-    return load_relations(file) if file else frozenset()
 
 
 def list_configs() -> list[str]:

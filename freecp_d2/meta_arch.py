@@ -9,14 +9,13 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
-from .adapters import AdapterBuilder, Views, build_adapter, configured_views
 from .affinity import AffinityProvider, build_affinity
-from .background import NOT_CHOSEN, BackgroundChoice, choose_background, configured_choice
+from .background import choose_background
 from .clip import DenseCLIP
 from .clip.build import build_clip
 from .clip.matmul import exact_products
 from .clip.text import TextEncoder
-from .config import configured_descriptions, configured_relations, configured_vocabulary
+from .config import configured_descriptions, configured_vocabulary
 from .data import Vocabulary
 from .data.benchmarks.protocols import (
     SAME,
@@ -27,13 +26,12 @@ from .data.benchmarks.protocols import (
     configured_refinement,
     with_protocol,
 )
-from .decorrelation import check_decorrelation
 from .encoding import EncodedImages, Normalize, WindowsDone, at_least_a_patch, encode_images
+from .extensions import NO_EXTENSIONS, Extensions, configured_extensions
 from .merging import base_similarities
 from .presence import add_presence, check_presence, presence_without_maps
 from .purification import PurificationHead
 from .purify import adapted, purify_windows
-from .relations import Relations
 from .scores import base_results, check_output, purified_results
 from .separability import add_patches
 from .sliding_window import check_windows, window_batches
@@ -58,15 +56,12 @@ class FreeCP(nn.Module):
         descriptions: class name -> sentences about it.
         head: the purification.
         affinity: gives the head its affinity; None: CLIP's attention does.
-        adapter: builds what changes the text features by the images; None: they stay.
-        views: in what ways each image is seen; None: in its windows, whose plain mean is taken.
         enabled: False: :meth:`forward` runs the base method alone (METHOD.md step 8).
         output: "sem_seg", or "label_map" for labels without the cost of a score at every pixel.
         window, stride: in pixels. Either 0: the whole image at once.
         batch_size: how many windows go through CLIP at once.
         refinement: of the maps of the classes that stay, at the size of the output.
-        background: how :meth:`set_vocabulary` finds names of the background.
-        decorrelation, relations: of the words; see :func:`freecp_d2.words.encode_words`.
+        extensions: of words and views; its background is what :meth:`set_vocabulary` adds.
         protocol: how the base method alone is run. Its short side, window, stride and words are not
             read here; see MODEL.FREECP.PROTOCOL.
         presence: what :meth:`forward` scores the presence of classes by, of
@@ -76,8 +71,7 @@ class FreeCP(nn.Module):
         input_format: channel order of the images, RGB or BGR.
 
     Raises:
-        ValueError: input_format, output, window, stride, batch_size, decorrelation or
-            presence out of range.
+        ValueError: input_format, output, window, stride, batch_size or presence out of range.
     """
 
     build_clip = staticmethod(build_clip)
@@ -92,17 +86,13 @@ class FreeCP(nn.Module):
         descriptions: Mapping[str, Sequence[str]],
         head: PurificationHead,
         affinity: AffinityProvider | None = None,
-        adapter: AdapterBuilder | None = None,
-        views: Views | None = None,
         enabled: bool = True,
         output: str = "sem_seg",
         window: int,
         stride: int,
         batch_size: int,
         refinement: Refinement = UNREFINED,
-        background: BackgroundChoice = NOT_CHOSEN,
-        decorrelation: float = 0.0,
-        relations: Relations = frozenset(),
+        extensions: Extensions = NO_EXTENSIONS,
         protocol: BaseProtocol = SAME,
         presence: Sequence[str] = (),
         separability: bool = False,
@@ -118,17 +108,13 @@ class FreeCP(nn.Module):
         self.text_encoder = text_encoder
         self.head = head
         self.affinity = affinity
-        self.adapter = adapter
-        self.views = views
         self.enabled = enabled
         self.output = output
         self.window = window
         self.stride = stride
         self.batch_size = batch_size
         self.refinement = refinement
-        self.background = background
-        self.decorrelation = check_decorrelation(decorrelation)
-        self.relations = relations
+        self.extensions = extensions
         self.protocol = protocol
         self.presence = tuple(presence)
         self.separability = separability
@@ -161,17 +147,13 @@ class FreeCP(nn.Module):
             "text_encoder": text_encoder,
             "head": PurificationHead(cfg),
             "affinity": build_affinity(cfg),
-            "adapter": build_adapter(cfg),
-            "views": configured_views(cfg),
             "enabled": freecp.ENABLED,
             "output": freecp.OUTPUT,
             "window": freecp.WINDOW,
             "stride": freecp.STRIDE,
             "batch_size": freecp.BATCH_SIZE,
             "refinement": configured_refinement(cfg),
-            "background": configured_choice(cfg),
-            "decorrelation": freecp.DECORRELATION,
-            "relations": configured_relations(cfg),
+            "extensions": configured_extensions(cfg),
             "protocol": protocol,
             "presence": cfg.TEST.PRESENCE,
             "separability": cfg.TEST.SEPARABILITY,
@@ -204,15 +186,7 @@ class FreeCP(nn.Module):
             ValueError: a name or a sentence that does not fit into CLIP's context.
         """
         sentences = descriptions if self.enabled else None
-        options = self.decorrelation, self.relations
-        words = encode_words(self.text_encoder, vocabulary, sentences, *options)
-        if self.adapter is not None:
-            words = replace(words, adapter=self.adapter(vocabulary.queries, self.text_encoder))
-        if self.views is not None:
-            texts = words.text[None]
-            if self.views.template_sets > 1:
-                texts = self.views.texts(vocabulary.queries, self.text_encoder)
-            words = replace(words, text_views=texts)
+        words = encode_words(self.text_encoder, vocabulary, sentences, self.extensions)
         return words.to(self.device)
 
     @exact_products
@@ -225,7 +199,9 @@ class FreeCP(nn.Module):
         Raises:
             ValueError: as :func:`freecp_d2.background.choose_background`.
         """
-        choice = self.background if how is None else replace(self.background, how=how)
+        choice = self.extensions.background
+        if how is not None:
+            choice = replace(choice, how=how)
         return choose_background(self.text_encoder, vocabulary, choice)
 
     def set_vocabulary(
@@ -258,7 +234,7 @@ class FreeCP(nn.Module):
         """
         if self.words is None:
             raise ValueError("the model has no vocabulary; call set_vocabulary first")
-        if self._one_by_one and len(batched_inputs) > 1:
+        if self.extensions.one_by_one and len(batched_inputs) > 1:
             return [self.forward([x])[0] for x in batched_inputs]
         encoded = self._encode_lazily(batched_inputs, not self.enabled)
         if not self.enabled:
@@ -359,16 +335,12 @@ class FreeCP(nn.Module):
             return base_results(encoded, similarities, words, protocol, output)
 
     @property
-    def _one_by_one(self) -> bool:
-        return self.adapter is not None or self.views is not None
-
-    @property
     def timings(self) -> dict[str, float]:
         """Seconds spent so far in the stages "encode", "adapt", "purify", "ambiguity", "merge"."""
         return self.timer.seconds()
 
     def _encode_lazily(self, batched_inputs: list[dict], base: bool) -> EncodedImages:
-        if self._one_by_one and len(batched_inputs) > 1 and not base:
+        if self.extensions.one_by_one and len(batched_inputs) > 1 and not base:
             raise ValueError(
                 f"{len(batched_inputs)} images to encode at once, and MODEL.FREECP.ADAPTER takes "
                 "them in their order; encode them one by one"
@@ -380,8 +352,9 @@ class FreeCP(nn.Module):
         pad = self.protocol.partial_patches == "pad" and not once
         parts = self.encoder, self.affinity, self.timer
         encoded = encode_images(batched_inputs, images, batches, *parts, base=base, pad=pad)
-        if self.views is None or base:
+        views = self.extensions.views
+        if views is None or base:
             return encoded
         sides = self.window, self.stride, self.batch_size
-        seen = self.views.added_to(encoded.batches, images, self.encoder, *sides)
+        seen = views.added_to(encoded.batches, images, self.encoder, *sides)
         return replace(encoded, batches=seen)

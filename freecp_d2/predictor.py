@@ -296,5 +296,5 @@ class FreeCPPredictor:
         """Drop the text features of vocabularies that :meth:`prepare` gave, and their words."""
         self._segmenter.words.forget(vocabularies)
         model = self._segmenter.model
-        model.text_encoder.forget(lexicon_sentences(model.background))
+        model.text_encoder.forget(lexicon_sentences(model.extensions.background))
         normalized_name.cache_clear()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
+from detectron2.config import CfgNode
 
 from .data import Vocabulary, normalized_name
 from .data.vocabulary import read_json
@@ -49,6 +50,16 @@ def load_relations(path: str | Path) -> Relations:
                 raise ValueError(f"{KEY} {path}: {name!r} is related to itself; remove it")
             pairs |= {pair, pair[::-1]}
     return frozenset(pairs)
+
+
+def configured_relations(cfg: CfgNode) -> Relations:
+    """Those of MODEL.FREECP.RELATIONS; none where it is empty.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`load_relations`.
+    """
+    file = cfg.MODEL.FREECP.RELATIONS
+    return load_relations(file) if file else frozenset()
 
 
 def related_queries(vocabulary: Vocabulary, relations: Relations) -> np.ndarray | None:

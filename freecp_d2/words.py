@@ -13,7 +13,8 @@ from .adapters import Adapter
 from .clip.text import TextEncoder, description_features, template_sentences
 from .data import Vocabulary
 from .decorrelation import decorrelate_queries
-from .relations import Relations, related_queries
+from .extensions import NO_EXTENSIONS, Extensions
+from .relations import related_queries
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,16 +114,14 @@ def encode_words(
     text_encoder: TextEncoder,
     vocabulary: Vocabulary,
     sentences: Mapping[str, Sequence[str]] | None,
-    decorrelation: float = 0.0,
-    relations: Relations = frozenset(),
+    extensions: Extensions = NO_EXTENSIONS,
 ) -> Words:
     """The words of a vocabulary, on the CPU (METHOD.md step 0).
 
     Args:
         sentences: class name -> sentences about it; a class without any is described by its
             templates. None: all are, and nothing is said, as a base method alone wants it.
-        decorrelation: see :func:`freecp_d2.decorrelation.decorrelate`; of the template features.
-        relations: see :func:`freecp_d2.relations.load_relations`.
+        extensions: their background is not read; the vocabulary is as it is.
 
     Raises:
         ValueError: a name or a sentence that does not fit into CLIP's context, one whose
@@ -136,6 +135,14 @@ def encode_words(
             text_encoder, names, sentences, text, vocabulary.num_background
         )
     query_class = torch.tensor(vocabulary.query_class)
-    text = decorrelate_queries(text, query_class, vocabulary.num_background, decorrelation)
-    related = related_queries(vocabulary, relations)
-    return Words(vocabulary, text, descriptions, query_class, related)
+    text = decorrelate_queries(
+        text, query_class, vocabulary.num_background, extensions.decorrelation
+    )
+    related = related_queries(vocabulary, extensions.relations)
+    adapter, text_views = extensions.adapter, None
+    if extensions.views is not None:
+        text_views = text[None]
+        if extensions.views.template_sets > 1:
+            text_views = extensions.views.texts(names, text_encoder)
+    learning = adapter(names, text_encoder) if adapter is not None else None
+    return Words(vocabulary, text, descriptions, query_class, related, learning, text_views)

@@ -404,7 +404,7 @@ def of_words(name: str) -> Callable[[FreeCP], object]:
 
 
 def views(name: str) -> Callable[[FreeCP], object]:
-    return lambda model: getattr(model.views, name)
+    return lambda model: getattr(model.extensions.views, name)
 
 
 class StubViT(torch.nn.Module):
@@ -445,7 +445,7 @@ def is_graphed(model):
 
 
 def background(name: str) -> Callable:
-    return lambda model: getattr(model.background, name)
+    return lambda model: getattr(model.extensions.background, name)
 
 
 def has_quick_gelu(model: FreeCP) -> bool:
@@ -549,7 +549,7 @@ REACHES: dict[str, tuple] = {
             **{"max_similarity": 0.5, "penalty": 0.1, "seed": 7},
         }.items()
     },
-    "MODEL.FREECP.DECORRELATION": (0.5, lambda model: model.decorrelation, 0.5),
+    "MODEL.FREECP.DECORRELATION": (0.5, lambda model: model.extensions.decorrelation, 0.5),
     "MODEL.FREECP.RELATIONS": ("relations.json", lambda model: len(model.relations), 2),
     "MODEL.FREECP.SYNONYM_THRESHOLD": (0.1, head("synonym_threshold"), 0.1),
     "MODEL.FREECP.AFFINITY_MASKS": (

@@ -34,6 +34,7 @@ def facts_of(cfg: CfgNode, model: FreeCP) -> dict[str, Any]:
         of it as nested objects.
     """
     clip, freecp = cfg.MODEL.CLIP, cfg.MODEL.FREECP
+    relations = model.extensions.relations
     return {
         "method": clip.METHOD,
         "enabled": freecp.ENABLED,
@@ -48,7 +49,7 @@ def facts_of(cfg: CfgNode, model: FreeCP) -> dict[str, Any]:
         "precision": precision_of(model.encoder),
         "words": model.vocabulary and hash_of_words(model.vocabulary),
         "descriptions": hash_of_descriptions(freecp.DESCRIPTIONS),
-        "relations": _sha256(sorted(model.relations)) if model.relations else None,
+        "relations": _sha256(sorted(relations)) if relations else None,
         "weights": hash_of_weights(model.encoder),
         "affinity_weights": (
             hash_of_weights(model.affinity) if isinstance(model.affinity, nn.Module) else None

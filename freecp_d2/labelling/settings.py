@@ -30,7 +30,7 @@ def settings_of(
     Raises:
         ValueError: an adapter changes with each image, so that labels depend on their order.
     """
-    if model.adapter is not None:
+    if model.extensions.adapter is not None:
         raise ValueError(
             f"MODEL.FREECP.ADAPTER is {cfg.MODEL.FREECP.ADAPTER!r}: labels would depend on which "
             "images a worker has seen before; leave it empty"

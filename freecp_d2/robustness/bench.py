@@ -138,7 +138,7 @@ class Bench:
             encoded = model.encode([image], base=True)
         (size,) = encoded.output_sizes
         reread = any(batch.reread is not None for batch in encoded.batches)
-        if reread or model.decorrelation:  # a similarity that depends on all words
+        if reread or model.extensions.decorrelation:  # a similarity that depends on all words
             similarity = None
         else:
             once = model.protocol.resamples_once(model.window, model.stride)

@@ -29,6 +29,7 @@ from freecp_d2.config import load_config
 from freecp_d2.data.corruptions import CORRUPTIONS
 from freecp_d2.data.mapper import InferenceMapper
 from freecp_d2.evaluation.metrics import class_ious, confusion_matrix, mean
+from freecp_d2.extensions import NO_EXTENSIONS, Extensions
 
 SEEDS = 0, 1, 2
 
@@ -106,7 +107,8 @@ def main() -> None:
             elif variant == "freecp":
                 outs = [model.segment(windows, words) for windows in encoded]
             elif variant in still:
-                model.views, texts, weighted = still[variant]
+                views, texts, weighted = still[variant]
+                model.extensions = Extensions(views=views)
                 seen = replace(words, text_views=texts)
                 plain = mock.patch.object(
                     freecp_d2.purify, "certainty", lambda p, dim: torch.ones_like(p[:, 0])
@@ -116,7 +118,7 @@ def main() -> None:
                         plain.start()
                     outs = [model.segment(model.encode([x]), seen) for x in inputs]
                     mock.patch.stopall()
-                model.views = None
+                model.extensions = NO_EXTENSIONS
             if variant in streams:
                 figures[variant] = []
                 for seed in SEEDS:

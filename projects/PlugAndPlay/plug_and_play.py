@@ -11,6 +11,7 @@ model = build_model(cfg)
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable, get_cfg
@@ -22,6 +23,7 @@ from freecp_d2.clip.build import build_clip
 from freecp_d2.config import configured_descriptions, configured_vocabulary
 from freecp_d2.data import Vocabulary
 from freecp_d2.encoding import Normalize
+from freecp_d2.extensions import Extensions, configured_extensions
 from freecp_d2.purification import Encoder, NonFiniteInput, PurificationHead, Selected
 from freecp_d2.words import encode_words
 
@@ -121,6 +123,7 @@ class PurifiedSegmentor(nn.Module):
         softmax: the scores are logits; False: they are at least 0, and are divided by their sum.
         encoder: the CLIP that look-alikes compete before, or None: they stay.
         descriptions: (C, D) unit-length features of the classes' descriptions, with an encoder.
+        related: (C, C) bool, the classes that never compete; None: any may.
         pixel_mean, pixel_std: of RGB, 0-255, for the encoder.
         input_format: channel order of the images, RGB or BGR.
 
@@ -139,6 +142,7 @@ class PurifiedSegmentor(nn.Module):
         softmax: bool = True,
         encoder: Encoder | None = None,
         descriptions: Tensor | None = None,
+        related: np.ndarray | None = None,
         pixel_mean: Sequence[float] = (122.771, 116.746, 104.094),
         pixel_std: Sequence[float] = (68.501, 66.632, 70.323),
         input_format: str = "RGB",
@@ -158,6 +162,7 @@ class PurifiedSegmentor(nn.Module):
         self.affinity = affinity
         self.softmax = softmax
         self.encoder = encoder
+        self.related = related
         self.normalize = Normalize(pixel_mean, pixel_std, input_format)
         self.register_buffer("descriptions", descriptions, persistent=False)
         self._seen: list[tuple[tuple[Any, ...], Any]] = []
@@ -165,8 +170,21 @@ class PurifiedSegmentor(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """The constructor's arguments from a config with :func:`add_purified_config`'s keys."""
-        purified = cfg.MODEL.PURIFIED
+        """The constructor's arguments from a config with :func:`add_purified_config`'s keys.
+
+        Raises:
+            ValueError: an extension that reads or changes what CLIP sees of the whole image.
+        """
+        purified, extensions = cfg.MODEL.PURIFIED, configured_extensions(cfg)
+        if (
+            extensions != Extensions(relations=extensions.relations)
+            or cfg.MODEL.FREECP.SYNONYM_THRESHOLD
+        ):
+            raise ValueError(
+                "MODEL.FREECP.ADAPTER, BACKGROUND, DECORRELATION and SYNONYM_THRESHOLD are about "
+                "scores that CLIP gives, and here another model gives them; leave them as they are "
+                "by default"
+            )
         wrapped = cfg.clone()
         wrapped.defrost()
         wrapped.MODEL.META_ARCHITECTURE = purified.META_ARCHITECTURE
@@ -176,7 +194,7 @@ class PurifiedSegmentor(nn.Module):
             purified.CLIP_PIXEL_MEAN,
             purified.CLIP_PIXEL_STD,
         )
-        encoder = descriptions = None
+        encoder = descriptions = related = None
         if purified.AMBIGUITY:
             vocabulary = configured_vocabulary(cfg)
             names = [names[:1] for names in vocabulary.classes]
@@ -184,8 +202,8 @@ class PurifiedSegmentor(nn.Module):
                 names = names[purified.NUM_BACKGROUND :]
             encoder, text_encoder = build_clip(clip)
             sentences = configured_descriptions(cfg)
-            words = encode_words(text_encoder, Vocabulary(tuple(names)), sentences)
-            descriptions = words.descriptions.to(cfg.MODEL.DEVICE)
+            words = encode_words(text_encoder, Vocabulary(tuple(names)), sentences, extensions)
+            descriptions, related = words.descriptions.to(cfg.MODEL.DEVICE), words.related
         return {
             "segmentor": build_model(wrapped),
             "head": PurificationHead(cfg, num_background=purified.NUM_BACKGROUND),
@@ -194,6 +212,7 @@ class PurifiedSegmentor(nn.Module):
             "softmax": purified.SOFTMAX,
             "encoder": encoder,
             "descriptions": descriptions,
+            "related": related,
             "pixel_mean": purified.CLIP_PIXEL_MEAN,
             "pixel_std": purified.CLIP_PIXEL_STD,
             "input_format": cfg.INPUT.FORMAT,
@@ -302,7 +321,9 @@ class PurifiedSegmentor(nn.Module):
         size = [n * p for n, p in zip(grid, self.encoder.patch_size, strict=True)]
         image = F.interpolate(self.normalize(x)[None], size, mode="bilinear", antialias=True)
         kept, beaten_by = self.head.compete(
-            image, selected, self.descriptions, self.encoder, num_background=0
+            *(image, selected, self.descriptions, self.encoder),
+            num_background=0,
+            related=self.related,
         )
         return kept[0], beaten_by[0].tolist()
 

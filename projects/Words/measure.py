@@ -29,6 +29,7 @@ from freecp_d2.data import Vocabulary, dataset_vocabulary, normalized_name
 from freecp_d2.data.lexicon import lexicon
 from freecp_d2.data.mapper import InferenceMapper
 from freecp_d2.encoding import EncodedImages
+from freecp_d2.extensions import NO_EXTENSIONS, Extensions
 from freecp_d2.inputs import with_background
 from freecp_d2.relations import load_relations
 from freecp_d2.segmenter import build_model
@@ -144,7 +145,7 @@ def measure_background(bench: Bench, classes: int, subsets: int, draws: int) -> 
             choose_background(
                 model.text_encoder,
                 vocabulary,
-                replace(model.background, how="random", seed=10 * seed + draw),
+                replace(model.extensions.background, how="random", seed=10 * seed + draw),
             )
             for draw in range(draws)
         ]
@@ -188,12 +189,12 @@ def measure_decorrelation(bench: Bench) -> dict[str, Runs]:
     """All classes, by gamma."""
 
     def change(gamma: float) -> list[Vocabulary]:
-        bench.model.decorrelation = gamma
+        bench.model.extensions = Extensions(decorrelation=gamma)
         return [bench.vocabulary]
 
     settings = {f"gamma {gamma:g}": lambda g=gamma: change(g) for gamma in GAMMAS}
     runs = measure_all_classes(bench, settings, ("FreeCP", "alone"))
-    bench.model.decorrelation = 0.0
+    bench.model.extensions = NO_EXTENSIONS
     return runs
 
 
@@ -237,7 +238,7 @@ def measure_relations(bench: Bench, path: Path, seeds: int) -> dict[str, Runs]:
         drawn.append({p for i in order for p in (pairs[i], pairs[i][::-1])})
 
     def change(relations) -> list[Vocabulary]:
-        bench.model.relations = frozenset(relations)
+        bench.model.extensions = Extensions(relations=frozenset(relations))
         return [bench.vocabulary]
 
     settings = {"none": lambda: change(()), f"{len(given) // 2} pairs": lambda: change(given)}

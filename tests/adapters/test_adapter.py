@@ -21,6 +21,7 @@ from freecp_d2.adapters import (
 from freecp_d2.data.corruptions import CORRUPTIONS
 from freecp_d2.data.scenes import CLASSES, draw_scene
 from freecp_d2.evaluation.metrics import class_ious, confusion_matrix, mean
+from freecp_d2.extensions import NO_EXTENSIONS, Extensions
 from freecp_d2.inputs import as_vocabulary
 from freecp_d2.labelling.core import Outputs
 from freecp_d2.labelling.settings import settings_of
@@ -72,11 +73,11 @@ def same(results: list[dict], others: list[dict]) -> bool:
 
 def test_off_is_the_default_and_an_adapter_that_changes_nothing_changes_no_bit(off):
     model, results = off
-    assert model.adapter is None and model.views is None
+    assert model.extensions == NO_EXTENSIONS
     assert model.words.adapter is None and model.words.text_views is None
     spy = Spy()
     model = model_of()
-    model.adapter = lambda names, text_encoder: spy
+    model.extensions = Extensions(adapter=lambda names, text_encoder: spy)
     model.set_vocabulary(model.vocabulary)
     assert len(spy.seen) == 0 and same(model(inputs()), results)
     assert len(spy.seen) == len(SEEDS)

@@ -241,8 +241,9 @@ def test_weights_of_the_provider_are_a_fact(predictor):
     for bias in (0.0, 1.0):
         module = torch.nn.LayerNorm(2)
         torch.nn.init.constant_(module.bias, bias)
-        parts = {"encoder": model.encoder, "vocabulary": model.vocabulary, "device": "cpu"}
-        facts = facts_of(predictor.cfg, SimpleNamespace(**parts, affinity=module, relations=()))
+        names = "encoder", "vocabulary", "device", "extensions"
+        parts = {name: getattr(model, name) for name in names}
+        facts = facts_of(predictor.cfg, SimpleNamespace(**parts, affinity=module))
         hashes.append(label_settings(facts)["affinity_weights"])
     assert hashes[0] is None and len(set(hashes)) == 3
     assert "MODEL.FREECP.AFFINITY_VIT_WEIGHTS" not in label_settings(usual)

@@ -263,7 +263,7 @@ def draw(report: dict, path: Path) -> None:
         stage.bar(range(len(rows)), values, bottom=left, label=name)
         left = [a + b for a, b in zip(left, values, strict=True)]
     stage.set_xticks(range(len(rows)), rows, fontsize=7, rotation=90)
-    stage.set(title="stages of the head, a window (grid, classes)", ylabel="milliseconds")
+    stage.set(title="head, a window (grid, classes)", ylabel="milliseconds")
     stage.legend(fontsize=8)
     machine = report["machine"]
     figure.suptitle(f"{machine['device']}, {machine['threads']} threads")

@@ -293,6 +293,11 @@ def test_look_alikes_compete_before_a_clip(image, scene_clip):
         frozenset({0, 4}),
         frozenset({1, 5}),
     }
+    related = np.zeros((8, 8), bool)
+    related[0, 4] = related[4, 0] = True
+    clip_and_words = {"encoder": clip, "descriptions": unit, "related": related}
+    (kin,) = purified(Twins(), **options, **clip_and_words)([{"image": image}])
+    assert {frozenset(pair) for pair in kin["ambiguous_losses"]} == {frozenset({1, 5})}
     with pytest.raises(ValueError, match="3 classes"):
         purified(Twins(), **options, encoder=clip, descriptions=unit[:3])([{"image": image}])
 
@@ -354,6 +359,43 @@ def test_a_config_builds_it_and_detectron2_evaluates_it(tmp_path):
     assert 0 <= results["sem_seg"]["mIoU"] <= 100
     (result,) = model([mapper(records[0])])
     assert result["sem_seg"].shape == (41, 96, 128) and result["kept"].shape == (40,)
+
+
+def clip_config(folder: Path, *options: object):
+    """Of a segmentor before whose crops SceneCLIP reads the words of three classes."""
+    vocabulary = folder / "vocabulary.json"
+    vocabulary.write_text('{"classes": [["shirt"], ["person"], ["sky"]], "background": ["wall"]}')
+    cfg = get_cfg()
+    plug.add_purified_config(cfg)
+    config = PROJECT / "configs" / "purified_semantic_R_50_FPN.yaml"
+    cfg.merge_from_file(config, allow_unsafe=False)
+    clip = "freecp_d2://scenes/scene_clip"
+    words = ["MODEL.FREECP.VOCABULARY", str(vocabulary), "MODEL.FREECP.DESCRIPTIONS", ""]
+    weights = ["MODEL.CLIP.NAME", f"{clip}.json", "MODEL.CLIP.PRETRAINED", f"{clip}.safetensors"]
+    small = ["MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64]
+    run = ["MODEL.DEVICE", "cpu", "MODEL.CLIP.TEXT_CACHE", "", "MODEL.PURIFIED.AMBIGUITY", True]
+    cfg.merge_from_list([*words, *weights, *small, *run, *options])
+    return cfg
+
+
+def test_a_config_keeps_related_classes_apart(tmp_path):
+    file = tmp_path / "relations.json"
+    file.write_text('{"shirt": {"person": "part"}}')
+    model = build_model(clip_config(tmp_path, "MODEL.FREECP.RELATIONS", str(file)))
+    related = np.zeros((3, 3), bool)
+    related[0, 1] = related[1, 0] = True
+    np.testing.assert_array_equal(model.related, related)
+    assert build_model(clip_config(tmp_path)).related is None
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("ADAPTER", "bafta"), ("ADAPTER", "entropy_weights"), ("BACKGROUND", "auto")]
+    + [("DECORRELATION", 0.5), ("SYNONYM_THRESHOLD", 0.1)],
+)
+def test_extensions_of_what_clip_scores_are_refused(tmp_path, key, value):
+    with pytest.raises(ValueError, match=key):
+        build_model(clip_config(tmp_path, f"MODEL.FREECP.{key}", value))
 
 
 def test_the_demo_gives_the_same_figures_for_both_clips(tmp_path):

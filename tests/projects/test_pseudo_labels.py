@@ -395,6 +395,18 @@ def test_the_text_of_a_class_of_several_names(catalogued):
     torch.testing.assert_close(text, torch.stack([words[0], river, words[3]]))
 
 
+def test_the_text_is_as_decorrelated_as_the_teachers(tmp_path, catalogued):
+    base = Path(__file__).parents[2] / "configs" / "scenes" / "clearclip.yaml"
+    teacher = tmp_path / "teacher.yaml"
+    teacher.write_text(f"_BASE_: {base}\nMODEL:\n  FREECP:\n    DECORRELATION: 1.0\n")
+    relation = (*RELATION[:-1], str(teacher))
+    plain = pseudo.text_features(student_config(*RELATION))
+    text = pseudo.text_features(student_config(*relation))
+    eye = torch.eye(len(text))
+    torch.testing.assert_close(text @ text.T, eye, atol=1e-3, rtol=0)
+    assert (plain @ plain.T - eye).abs().max() > 0.1
+
+
 def test_deeplab_has_the_same_losses(generator, catalogued):
     pytest.importorskip("detectron2.projects.deeplab")
     opts = ("MODEL.SEM_SEG_HEAD.ASPP_CHANNELS", 8, "MODEL.SEM_SEG_HEAD.PROJECT_CHANNELS", [4])

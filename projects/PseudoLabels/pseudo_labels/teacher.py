@@ -8,6 +8,7 @@ from torch import Tensor
 from freecp_d2 import FreeCP, load_config
 from freecp_d2.data import dataset_vocabulary
 from freecp_d2.evaluation.results import load_results
+from freecp_d2.extensions import Extensions
 from freecp_d2.words import encode_words
 
 
@@ -15,7 +16,8 @@ def text_features(cfg: CfgNode) -> Tensor:
     """Features of the classes of DATASETS.TRAIN by the CLIP of PSEUDO_LABELS.TEACHER.
 
     Returns:
-        (K, E) float32 of unit length; of a class with several names, their mean's direction.
+        (K, E) float32 of unit length, as decorrelated as the teacher's; of a class with several
+        names, their mean's direction.
 
     Raises:
         FileNotFoundError, ValueError: there is no such teacher.
@@ -28,7 +30,8 @@ def text_features(cfg: CfgNode) -> Tensor:
         )
     vocabulary = dataset_vocabulary(MetadataCatalog.get(cfg.DATASETS.TRAIN[0]))
     parts = FreeCP.parts_from_config(load_config(teacher, ["MODEL.DEVICE", "cpu"]))
-    words = encode_words(parts["text_encoder"], vocabulary, None)
+    decorrelated = Extensions(decorrelation=parts["extensions"].decorrelation)
+    words = encode_words(parts["text_encoder"], vocabulary, None, decorrelated)
     text = words.text[words.num_background :].float()
     sums = text.new_zeros(len(vocabulary.classes), text.shape[1])
     return F.normalize(sums.index_add(0, words.query_class, text), dim=1)
