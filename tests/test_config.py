@@ -550,7 +550,7 @@ REACHES: dict[str, tuple] = {
         }.items()
     },
     "MODEL.FREECP.DECORRELATION": (0.5, lambda model: model.extensions.decorrelation, 0.5),
-    "MODEL.FREECP.RELATIONS": ("relations.json", lambda model: len(model.relations), 2),
+    "MODEL.FREECP.RELATIONS": ("relations.json", lambda model: len(model.extensions.relations), 2),
     "MODEL.FREECP.SYNONYM_THRESHOLD": (0.1, head("synonym_threshold"), 0.1),
     "MODEL.FREECP.AFFINITY_MASKS": (
         *("docs", affinity("folder"), Path("docs")),
