@@ -116,6 +116,7 @@ def _details(
             details["dependency"] = [(ids + background).tolist(), rows]
     if "patches" in output:
         if dataset.ignore_label is not None:
-            truth = truth.masked_fill(truth == dataset.ignore_label, classes)
+            # int: as uint8 it does not hold the number of classes of a large data set
+            truth = truth.int().masked_fill(truth == dataset.ignore_label, classes)
         details["silhouettes"] = silhouettes(output["patches"], truth, predicted, classes)
     return details

@@ -7,6 +7,7 @@ from detectron2.data import DatasetCatalog
 
 from freecp_d2.evaluation.dataset import load_dataset
 from freecp_d2.evaluation.outputs import label_map_of, record_of
+from freecp_d2.separability import Patches
 
 
 def record(name: str, output: dict) -> dict:
@@ -42,3 +43,18 @@ def test_fewer_classes_are_seen_by_their_scores(register, tmp_path, kind, channe
     output["kept"] = torch.ones(channels, dtype=torch.bool)
     with pytest.raises(ValueError, match=f"{name}.* {channels} classes.* 5; .*FREECP.VOCABULARY"):
         record(name, output)
+
+
+@pytest.mark.parametrize("num_classes", [5, 847])
+@pytest.mark.parametrize("ignore_label", [None, 2, 65535])
+def test_silhouettes_leave_out_the_ignored_pixels(register, tmp_path, num_classes, ignore_label):
+    """Also where there is no ignore_label, and more classes than the uint8 of a label map holds."""
+    truth = np.array([[0, 1], [2, 2]])
+    names = [f"class {index}" for index in range(num_classes)]
+    name = register(tmp_path, [truth], stuff_classes=names, ignore_label=ignore_label)
+    rows, columns = torch.tensor([[0.25, 0.25, 0.75, 0.75], [0.25, 0.75, 0.25, 0.75]])
+    patches = Patches(torch.eye(4), rows, columns, torch.zeros(4, dtype=torch.long))
+    output = {"label_map": torch.from_numpy(truth), "patches": patches}
+    ids, _, counts = record(name, output)["details"]["silhouettes"]["truth"]
+    expected = {0: 1, 1: 1} if ignore_label == 2 else {0: 1, 1: 1, 2: 2}
+    assert dict(zip(ids, counts, strict=True)) == expected
