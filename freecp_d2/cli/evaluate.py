@@ -34,8 +34,8 @@ from ..data.mapper import InferenceMapper, ground_truth
 from ..distributed import from_main, job_token, require_one_job
 from ..errors import add_debug_option, one_sentence
 from ..evaluation import FreeCPSemSegEvaluator
+from ..evaluation.dataset import ImageFault, require_registered
 from ..evaluation.facts import facts_of
-from ..evaluation.sem_seg import ImageFault, require_registered
 from ..evaluation.stream import STATE, Stream
 from ..evaluation.table import markdown_table
 from ..files import require_writable, sweep

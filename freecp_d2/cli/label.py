@@ -23,7 +23,7 @@ from ..background import chooses_background
 from ..config import config_path, configured_vocabulary, load_config
 from ..distributed import job_token, require_one_job
 from ..errors import add_debug_option, one_sentence
-from ..evaluation.sem_seg import require_registered
+from ..evaluation.dataset import require_registered
 from ..inputs import as_vocabulary, with_background
 from ..labelling import Job, Outputs
 from ..labelling.launch import label

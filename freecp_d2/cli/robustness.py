@@ -118,9 +118,9 @@ def _measure(args: argparse.Namespace, stop: Any) -> int:
 
     from ..config import configured_descriptions, configured_vocabulary, load_config
     from ..data.mapper import InferenceMapper
+    from ..evaluation.dataset import load_dataset, require_registered
     from ..evaluation.facts import facts_of, hash_of_words, label_settings
     from ..evaluation.records import RECORDS, Records
-    from ..evaluation.sem_seg import FreeCPSemSegEvaluator, require_registered
     from ..progress import progress
     from ..robustness.bench import Bench
     from ..robustness.figures import summed
@@ -142,10 +142,10 @@ def _measure(args: argparse.Namespace, stop: Any) -> int:
     mapper = InferenceMapper(cfg)
     images = DatasetCatalog.get(name)
     metadata = MetadataCatalog.get(name)
-    evaluator = FreeCPSemSegEvaluator(name, distributed=False)
+    sem_seg_dataset = load_dataset(name)
     model = build_model(cfg)
     all_classes = model.with_background(configured_vocabulary(cfg))
-    evaluator.check_vocabulary(all_classes)
+    sem_seg_dataset.check_vocabulary(all_classes)
     chosen = _chosen(args.classes, all_classes, metadata.stuff_classes)
     official = _only(all_classes, chosen)
     synonyms = _synonyms(args.synonyms, name)

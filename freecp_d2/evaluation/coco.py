@@ -1,7 +1,7 @@
 """Label maps as COCO's JSON of segments."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from ..coco import encode_mask
 from ..files import whole_file
+from .records import Records
 
 
 def segments_of(
@@ -35,3 +36,30 @@ def write_segments(path: Path, segments: Iterable[Mapping[str, Any]]) -> None:
             file.write(f"{separator}\n{json.dumps(segment)}")
             separator = ","
         file.write("[]\n" if separator == "[" else "\n]\n")
+
+
+def write_predictions(path: Path, records: Records, files: Sequence[str], images: int) -> None:
+    """Write the segments that the records hold, in the order of `files`.
+
+    Args:
+        files: all images of the data set.
+        images: so many of them are evaluated.
+
+    Raises:
+        FileNotFoundError: there are records of fewer; then there is no file.
+    """
+    number = 0
+
+    def segments() -> Iterator[dict[str, Any]]:
+        nonlocal number
+        for record in records.in_order(files):
+            number += 1
+            yield from record["segments"]
+
+    write_segments(path, segments())
+    if number != images:
+        path.unlink()
+        raise FileNotFoundError(
+            f"{records.folder} has {number} of {images} images; COCO predictions need an "
+            "OUTPUT_DIR that all machines share"
+        )

@@ -92,6 +92,24 @@ def label_settings(facts: Mapping[str, Any]) -> dict[str, Any]:
     return settings | _relevant(facts.get("config", {}), "")
 
 
+def evaluation_settings(
+    dataset_name: str, coco_predictions: bool, facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the records of an evaluation depend on, flat.
+
+    Args:
+        facts: of :func:`facts_of`, or none of them.
+    """
+    test = facts.get("config", {}).get("TEST", {})
+    details = {f"TEST.{key}": test.get(key) for key in ("PRESENCE", "SEPARABILITY")}
+    return {
+        "data set": dataset_name,
+        "--coco-predictions": coco_predictions,
+        **{key: asked for key, asked in details.items() if asked},
+        **label_settings(facts),
+    }
+
+
 def differing_keys(former: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
     """The sorted keys whose values differ, where `former` was read from JSON."""
     settings = json.loads(json.dumps(settings))

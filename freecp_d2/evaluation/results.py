@@ -4,7 +4,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,12 @@ def _is_number(value: Any) -> bool:
 def printable(text: str) -> str:
     """`text` with control characters and lone surrogates, which no file takes, as escapes."""
     return re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", lambda match: ascii(match[0])[1:-1], text)
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first few names."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return printable(", ".join(names[:5])) + more
 
 
 def method_of(results: Mapping[str, Any]) -> str:

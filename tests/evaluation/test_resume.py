@@ -11,7 +11,8 @@ from detectron2.data import DatasetCatalog
 from PIL import Image
 
 from freecp_d2.evaluation import FreeCPSemSegEvaluator
-from freecp_d2.evaluation.sem_seg import ImageFault
+from freecp_d2.evaluation.dataset import ImageFault
+from freecp_d2.evaluation.records import Records
 
 IMAGES = 9
 FACTS = {"words": "w", "precision": "fp32", "config": {"MODEL": {"CLIP": {"METHOD": "sclip"}}}}
@@ -71,11 +72,12 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def undisturbed(name, tmp_path_factory) -> dict[str, bytes]:
-    evaluator = evaluator_of(name, tmp_path_factory.mktemp("undisturbed"))
+    folder = tmp_path_factory.mktemp("undisturbed")
+    evaluator = evaluator_of(name, folder)
     evaluator.reset()
     process(evaluator, DatasetCatalog.get(name))
     evaluator.evaluate()
-    return contents(evaluator._output_dir)
+    return contents(folder)
 
 
 @pytest.mark.parametrize("stops", [[0], [3], [9], [1, 2, 5], [4, 4, 8]])
@@ -214,7 +216,7 @@ def test_a_broken_truth_is_the_images_fault(register, tmp_path):
         with pytest.raises(ImageFault) as error:
             evaluator.process([record], [{"label_map": torch.zeros(2, 2, dtype=torch.int64)}])
         assert record["sem_seg_file_name"] in str(error.value) and "\n" not in str(error.value)
-    assert list(evaluator._records.evaluated()) == []
+    assert list(Records(evaluator.records_folder).evaluated()) == []
 
 
 def test_a_full_disk_costs_the_image_at_hand_alone(name, tmp_path, undisturbed, monkeypatch):

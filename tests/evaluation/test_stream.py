@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from freecp_d2.cli import evaluate
+from freecp_d2.evaluation.records import Records
 from freecp_d2.evaluation.sem_seg import FreeCPSemSegEvaluator
 from freecp_d2.evaluation.stream import STATE, Stream
 
@@ -61,7 +62,7 @@ def test_a_resumed_evaluation_gives_the_same_bits(
     process, add = FreeCPSemSegEvaluator.process, Stream.add
 
     def killed_at_the_fourth(evaluator, images, outputs):
-        if len(list(evaluator._records.evaluated())) == 3:
+        if len(list(Records(evaluator.records_folder).evaluated())) == 3:
             raise Killed
         process(evaluator, images, outputs)
 
