@@ -53,7 +53,7 @@ ROOMS = (
     ),
     *("presence", "separability"),
     *("segmentation", "scores", "refinement", "propagation", "purify", "merging", "words"),
-    *("background", "relations", "decorrelation"),
+    *("extensions", "background", "relations", "decorrelation"),
     *("adapters", "encoding", "affinity", "purification", "synonyms"),
     *("clip", "cuda_graphs", "ops", "sliding_window", "transfers", "timing", "data", "coco"),
     *("distributed", "overlay", "fonts"),

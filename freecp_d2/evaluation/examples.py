@@ -45,7 +45,7 @@ class Extremes:
             labels: (H, W) integers, class ids; None: it is segmented again where it is shown.
         """
         for entries, key in ((self.best, -score), (self.worst, score)):
-            if len(entries) < self.count or (key, file) < entries[-1][:2]:
+            if len(entries) < self.count or (entries and (key, file) < entries[-1][:2]):
                 insort(entries, (key, file, b"" if labels is None else self._png(labels)))
                 del entries[self.count :]
 

@@ -23,6 +23,13 @@ def test_the_best_and_the_worst_do_not_depend_on_the_ranks(ranks):
     assert [entry[:2] for entry in total.worst] == [(0.1, "c"), (0.1, "e")]
 
 
+def test_none_are_kept_where_none_are_shown():
+    kept = Extremes(0, 3)
+    kept.add("a.png", 0.5, None)
+    kept += kept
+    assert kept.best == kept.worst == []
+
+
 @pytest.mark.parametrize("num_classes", [5, 256, 257, 847])
 def test_label_maps_come_back_or_are_segmented_again(register, tmp_path, num_classes):
     truth = np.array([[0, 1], [1, 1]])
