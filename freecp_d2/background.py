@@ -53,7 +53,10 @@ class BackgroundChoice:
         for key, value, valid, what in (
             ("LEXICON", self.lexicon, len(self.lexicon) > 0, "name a source of words"),
             ("COUNT", self.count, self.count >= 1, "it must be at least 1"),
-            ("MAX_SIMILARITY", self.max_similarity, -1 < self.max_similarity <= 1, "at most 1"),
+            (
+                *("MAX_SIMILARITY", self.max_similarity, -1 < self.max_similarity <= 1),
+                "it must be above -1 and at most 1",
+            ),
             ("PENALTY", self.penalty, 0 <= self.penalty < float("inf"), "it must be at least 0"),
         ):
             if not valid:

@@ -120,7 +120,8 @@ def test_off_is_the_very_vocabulary():
     [
         ({"how": "automatic"}, "BACKGROUND is 'automatic'; choose auto or random"),
         ({"count": 0}, "BACKGROUND_WORDS.COUNT is 0; it must be at least 1"),
-        ({"max_similarity": 1.5}, "MAX_SIMILARITY is 1.5; at most 1"),
+        ({"max_similarity": 1.5}, "MAX_SIMILARITY is 1.5; it must be above -1 and at most 1"),
+        ({"max_similarity": -1}, "MAX_SIMILARITY is -1; it must be above -1 and at most 1"),
         ({"penalty": -1}, "PENALTY is -1; it must be at least 0"),
         ({"lexicon": ()}, "LEXICON is (); name a source of words"),
     ],

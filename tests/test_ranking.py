@@ -95,6 +95,7 @@ def test_greedy_order_of_a_loop(generator):
 def test_greedy_order_takes_what_is_new_and_every_image_once():
     assert ranking.greedy_order([1.0, 0.9, 0.6, 0.0], [[0], [0], [1], []]) == [0, 2, 1, 3]
     assert ranking.greedy_order([], []) == []
+    assert ranking.greedy_order([0.1, 1.0], [[0], [0, 3]]) == [1, 0]
     assert ranking.greedy_order([0.0, 0.0], [[], []]) == [0, 1]
 
 

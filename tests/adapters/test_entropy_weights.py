@@ -9,7 +9,8 @@ import torch
 
 from freecp_d2 import FreeCPPredictor, get_config
 from freecp_d2.adapters import Views, certainty, configured_views
-from freecp_d2.adapters.entropy_weights import weighted_merge
+from freecp_d2.adapters.entropy_weights import unmirrored, weighted_merge
+from freecp_d2.clip import DenseFeatures
 from freecp_d2.data.scenes import draw_scene
 from freecp_d2.inputs import as_vocabulary
 from freecp_d2.merging import merge_windows
@@ -72,6 +73,18 @@ def test_a_mirrored_image_has_the_mirrored_result():
     assert differences[0] < 1e-3 and differences[1] > 0.1
 
 
+def test_each_row_of_patches_is_turned_round():
+    patches = torch.arange(6.0).view(1, 6, 1)
+    attention = 10 * patches + patches.transpose(1, 2)
+    seen = DenseFeatures(patches, torch.ones(1, 1), attention, (2, 3))
+    turned = torch.tensor([2.0, 1, 0, 5, 4, 3])
+    back = unmirrored(seen)
+    assert back.patches.flatten().equal(turned) and back.reread is None
+    assert back.attention[0].equal(10 * turned[:, None] + turned)
+    back = unmirrored(replace(seen, reread=lambda text: patches + text))
+    assert back.patches_for(torch.tensor(7.0)).flatten().equal(turned + 7)
+
+
 def test_scales_and_template_sets_are_windows_more():
     cfg = get_config(
         "scenes/clearclip",
@@ -105,6 +118,8 @@ def test_the_sets_have_all_templates_between_them():
     names = ["sky", "wheat field"]
     whole = Views(template_sets=1).texts(names, model.text_encoder)
     assert torch.equal(whole[0], model.text_encoder.encode(_sentences(names)))
+    each = get_config("scenes/clearclip", [*ON, "MODEL.FREECP.ENTROPY_WEIGHTS.TEMPLATE_SETS", "80"])
+    assert configured_views(each).texts(names, model.text_encoder).shape[:2] == (80, 2)
     halves = Views(template_sets=2).texts(names, model.text_encoder)
     assert torch.nn.functional.cosine_similarity(halves.sum(dim=0), whole[0]).min() > 0.999
 
