@@ -233,8 +233,8 @@ def test_tests_that_take_too_long_leave_their_results(gpu_report, task, tmp_path
         "def test_second():\n    pass\n"
         "def test_third():\n    time.sleep(1000)\n"
     )
-    found = gpu_report.run_pytest(replace(task, limit=23), [str(file), "--noconftest"])
-    assert found["error"] == "stopped at its limit of 8 s"
+    found = gpu_report.run_pytest(replace(task, limit=35), [str(file), "--noconftest"])
+    assert found["error"] == "stopped at its limit of 20 s"
     assert (found["passed"], found["failed"]) == (1, 1)
     (failure,) = found["failures"]
     assert failure["test"].endswith("test_first") and "one is not two" in failure["message"]
