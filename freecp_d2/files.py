@@ -132,6 +132,28 @@ def scratch_folder(parent: Path, name: str) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """An empty folder, which becomes `path` when the block ends without an error.
+
+    Several processes may make one `path` at once, each in a folder of its own: the first to end
+    stays, and the others' go. The folders above are made.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with scratch_folder(path.parent, f".{path.name}") as scratch:
+        part = scratch / path.name
+        part.mkdir()
+        yield part
+        try:
+            part.rename(path)
+        except OSError:
+            if not path.exists():
+                raise
+
+
 def require_writable(folder: Path) -> None:
     """Make `folder` if it is not there, and see that a file can be made in it.
 

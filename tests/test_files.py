@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from freecp_d2.files import scratch_folder, sweep, whole_file, write_whole
+from freecp_d2.files import scratch_folder, sweep, whole_file, whole_folder, write_whole
 
 ROOT = Path(__file__).parents[1]
 SIZE = 300_000
@@ -199,3 +199,18 @@ def test_no_other_code_replaces_files():
     pattern = re.compile(r"\bos\.(replace|rename)\(|\bpart\.replace\(|shutil\.move|NamedTemporary")
     others = [path.name for path in sources if pattern.search(path.read_text(encoding="utf-8"))]
     assert others == ["files.py"]
+
+
+def test_a_whole_folder_is_there_at_the_end_or_not_at_all(tmp_path):
+    path = tmp_path / "above" / "folder"
+    with pytest.raises(RuntimeError), whole_folder(path) as part:
+        (part / "file").write_text("half")
+        raise RuntimeError
+    assert list(path.parent.iterdir()) == []
+    with whole_folder(path) as part:
+        (part / "file").write_text("late")
+        with whole_folder(path) as other:
+            (other / "file").write_text("first")
+        assert (path / "file").read_text() == "first"
+    assert [file.read_text() for file in path.iterdir()] == ["first"]
+    assert list(path.parent.iterdir()) == [path]

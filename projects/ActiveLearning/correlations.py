@@ -20,6 +20,7 @@ from scipy.stats import spearmanr
 from tabulate import tabulate
 
 from freecp_d2 import FreeCP, load_config
+from freecp_d2.cli.options import add_config_option, add_opts_option
 from freecp_d2.cli.register import add_register_option, register_files
 from freecp_d2.data.mapper import InferenceMapper
 from freecp_d2.errors import add_debug_option, one_sentence, path_argument
@@ -85,12 +86,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", required=True)
+    add_config_option(parser)
     parser.add_argument("--output", type=path_argument, required=True, metavar="FOLDER")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="take each N-th image")
     add_register_option(parser)
     add_debug_option(parser)
-    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[])
+    add_opts_option(parser)
     args = parser.parse_args(argv)
     with one_sentence("correlations.py", args.debug):
         register_files(args.register)

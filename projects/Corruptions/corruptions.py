@@ -18,7 +18,7 @@ from detectron2.data.detection_utils import read_image
 from PIL import Image
 
 from freecp_d2.data.corruptions import CORRUPTIONS
-from freecp_d2.files import scratch_folder
+from freecp_d2.files import whole_folder
 from freecp_d2.progress import progress
 
 
@@ -42,20 +42,12 @@ def corrupted(name: str, corruption: str, folder: Path) -> list[dict[str, Any]]:
     records = DatasetCatalog.get(name)
     files = [f"{seed:06d}_{Path(x['file_name']).stem}.png" for seed, x in enumerate(records)]
     if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with scratch_folder(folder.parent, f".{folder.name}") as scratch:
-            part = scratch / folder.name
-            part.mkdir()
+        with whole_folder(folder) as part:
             shown = {"total": len(files), "desc": f"writing {folder}", "unit": "image"}
             for seed, (x, file) in enumerate(progress(zip(records, files, strict=True), **shown)):
                 image = read_image(x["file_name"], "RGB")
                 damaged = CORRUPTIONS[corruption](np.asarray(image), seed)
                 Image.fromarray(damaged).save(part / file)
-            try:
-                part.rename(folder)
-            except OSError:  # another process was first
-                if not folder.exists():
-                    raise
     return [x | {"file_name": str(folder / file)} for x, file in zip(records, files, strict=True)]
 
 

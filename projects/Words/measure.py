@@ -22,6 +22,7 @@ from torch import Tensor
 
 from freecp_d2 import FreeCP, load_config
 from freecp_d2.background import choose_background, dissimilar
+from freecp_d2.cli.options import add_config_option, add_opts_option
 from freecp_d2.cli.register import add_register_option, register_files
 from freecp_d2.clip.text import template_sentences
 from freecp_d2.config import configured_descriptions
@@ -251,7 +252,7 @@ def measure_relations(bench: Bench, path: Path, seeds: int) -> dict[str, Runs]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--config-file", required=True)
+    add_config_option(parser)
     parser.add_argument("--classes", type=int, default=10, help="asked for, of the background's")
     parser.add_argument("--seeds", type=int, default=5, help="of subsets and of drawn words")
     parser.add_argument("--relations", type=Path, required=True)
@@ -260,7 +261,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, metavar="N", help="take each N-th image")
     parser.add_argument("--tables", nargs="+", default=TABLES, choices=TABLES, help="which")
     add_register_option(parser)
-    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[])
+    add_opts_option(parser)
     args = parser.parse_args()
     register_files(args.register)
     cfg = load_config(args.config_file, args.opts)

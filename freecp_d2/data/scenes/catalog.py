@@ -6,7 +6,7 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from ...files import scratch_folder
+from ...files import whole_folder
 from ...progress import progress
 from .classes import CLASSES, COLORS
 from .scene import HEIGHT, WIDTH, draw_scene
@@ -51,25 +51,14 @@ def load_scenes(folder: Path, seeds: range) -> list[dict]:
 
 
 def write_scenes(folder: Path, seeds: range) -> None:
-    """Draw images and label maps as PNGs; `folder` appears complete or not at all.
-
-    Several processes may do this at once: each draws into a folder of its own, and the first to
-    finish gives its folder the name.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with scratch_folder(folder.parent, f".{folder.name}") as scratch:
-        part = scratch / folder.name
+    """Draw images and label maps as PNGs; see :func:`freecp_d2.files.whole_folder`."""
+    with whole_folder(folder) as part:
         for kind in ("images", "annotations"):
-            (part / kind).mkdir(parents=True)
+            (part / kind).mkdir()
         for seed in progress(seeds, total=len(seeds), desc=f"drawing {folder}", unit="scene"):
             scene = draw_scene(seed)
             Image.fromarray(scene.image).save(part / "images" / _file_name(seed))
             Image.fromarray(scene.labels).save(part / "annotations" / _file_name(seed))
-        try:
-            part.rename(folder)
-        except OSError:
-            if not folder.exists():
-                raise
 
 
 def _file_name(seed: int) -> str:
