@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from platformdirs import user_cache_path
@@ -126,11 +127,20 @@ def encoder(reference_clip: open_clip.CLIP) -> Callable[[str], DenseCLIP]:
 
 
 @pytest.fixture(scope="session")
-def write_official() -> Callable[..., dict]:
+def load_script() -> Callable[[Path], ModuleType]:
+    """Imports a file that no package holds."""
+
+    def load(file: Path) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(file.stem, file)
+        assert spec and spec.loader
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def write_official(load_script: Callable[[Path], ModuleType]) -> Callable[..., dict]:
     """Writes a tiny folder in a benchmark's official layout; see tests/data/official_layouts.py."""
-    file = Path(__file__).parent / "data" / "official_layouts.py"
-    spec = importlib.util.spec_from_file_location("official_layouts", file)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.write_official
+    return load_script(Path(__file__).parent / "data" / "official_layouts.py").write_official

@@ -1,6 +1,5 @@
 """configs/generate.py: what is checked in is what it writes."""
 
-import importlib.util
 import shutil
 from pathlib import Path
 
@@ -16,11 +15,8 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 @pytest.fixture(scope="module")
-def generate():
-    spec = importlib.util.spec_from_file_location("generate", CONFIGS / "generate.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def generate(load_script):
+    return load_script(CONFIGS / "generate.py")
 
 
 def below(root: Path) -> dict[str, str]:

@@ -1,6 +1,5 @@
 """The experiment of projects/ActiveLearning at tiny sizes."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -28,11 +27,9 @@ TINY = [
 
 
 @pytest.fixture(scope="module")
-def project():
+def project(load_script):
     path = list(sys.path)
-    spec = importlib.util.spec_from_file_location("active_learning", FILE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script(FILE)
     sys.path[:] = path
     return module
 

@@ -1,6 +1,5 @@
 """projects/Adapters: its settings are FreeCP's own, and differ in what they say."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -16,11 +15,8 @@ OPTS = ("MODEL.DEVICE", "cpu", "MODEL.CLIP.TEXT_CACHE", "", "MODEL.FREECP.OUTPUT
 
 
 @pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("measure_adapters", FILE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script(load_script):
+    return load_script(FILE)
 
 
 @pytest.fixture(scope="module")

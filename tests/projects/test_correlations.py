@@ -1,6 +1,5 @@
 """projects/ActiveLearning/correlations.py: what it says of scores and of wrong pixels."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -12,11 +11,8 @@ FILE = Path(__file__).parents[2] / "projects" / "ActiveLearning" / "correlations
 
 
 @pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("correlations", FILE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script(load_script):
+    return load_script(FILE)
 
 
 def test_wrong_pixels_are_those_that_count(script):

@@ -1,6 +1,5 @@
 """projects/Words: its figures, and that the settings it compares are what it says."""
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -30,11 +29,9 @@ LEXICON = (
 
 
 @pytest.fixture(scope="module")
-def measure():
+def measure(load_script):
     """The script; its lexicon, and that of backgrounds, is a dozen words meanwhile."""
-    spec = importlib.util.spec_from_file_location("words_measure", FOLDER / "measure.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script(FOLDER / "measure.py")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "lexicon", lambda *sources: LEXICON)
         patch.setattr(background, "lexicon", lambda *sources: LEXICON)
