@@ -11,8 +11,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-# Before torch is loaded; see freecp.py.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+from freecp import openmp_settings
+
+os.environ.update(openmp_settings())
 
 from freecp_d2.cli import evaluate
 from freecp_d2.cli.evaluate import Trainer, launch_ranks

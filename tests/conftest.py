@@ -33,10 +33,8 @@ REFERENCE = Path(__file__).parent / "data" / "reference"
 CASES: dict[str, dict] = json.loads((REFERENCE / "cases.json").read_text())
 
 
-@pytest.fixture(scope="session", autouse=True)
-def cache() -> Iterator[None]:
-    """The cache folder of the tests goes when they end."""
-    yield
+def pytest_unconfigure() -> None:
+    """The cache folder of the tests goes when they end, that of xdist's controller, too."""
     shutil.rmtree(os.environ["XDG_CACHE_HOME"])
 
 

@@ -17,8 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-# Before torch is loaded; see freecp.py.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+from freecp import openmp_settings
+
+os.environ.update(openmp_settings())
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "PseudoLabels"))
 
 import numpy as np

@@ -9,9 +9,10 @@ The code is in freecp_d2/cli/segment/, which `freecp segment` runs where the lib
 import os
 import sys
 
+from freecp import openmp_settings
+
 if __name__ == "__main__":
-    # Before torch is loaded; see freecp.py.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.update(openmp_settings())
 
     from freecp_d2.cli.segment import main
 

@@ -14,8 +14,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-# Before torch is loaded; see freecp.py.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+from freecp import openmp_settings
+
+os.environ.update(openmp_settings())
 
 import matplotlib
 

@@ -14,8 +14,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-# Before torch is loaded; see freecp.py.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+from freecp import openmp_settings
+
+os.environ.update(openmp_settings())
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer

@@ -14,6 +14,8 @@ import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
+from freecp import openmp_settings
+
 LOCK = Path(__file__).with_name("requirements-detectron2.lock")
 
 
@@ -44,7 +46,7 @@ def arguments() -> list[str]:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded; see freecp.py
+    os.environ.update(openmp_settings())
     provide_detectron2()
 
     from freecp_d2.cli.web import main

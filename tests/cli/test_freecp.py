@@ -52,8 +52,7 @@ def test_help_and_mistakes_load_nothing(argv, code, said):
 
 def test_a_subcommand_gets_the_rest_of_the_line(freecp, monkeypatch):
     """And its exit code is that of `freecp`; what torch reads is set before."""
-    monkeypatch.setenv("OMP_WAIT_POLICY", "")  # undone, as deleting what is not there is not
-    monkeypatch.delenv("OMP_WAIT_POLICY")
+    monkeypatch.setattr(os, "environ", {})
     for name, (module, _) in freecp.SUBCOMMANDS.items():
         calls: list = []
         module = importlib.import_module(module)
@@ -61,7 +60,19 @@ def test_a_subcommand_gets_the_rest_of_the_line(freecp, monkeypatch):
         monkeypatch.setattr(module, "main", lambda *args, calls=calls: calls.append(args) or 3)
         assert freecp.main([name, "--help", "-x", "a b"]) == 3
         assert calls == [(["--help", "-x", "a b"], f"freecp {name}")]
-    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert os.environ == {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
+
+
+@pytest.mark.parametrize(
+    ("given", "set"),
+    [
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, {}),
+        ({"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "7"}),
+    ],
+)
+def test_how_threads_wait_is_the_users_choice(freecp, monkeypatch, given, set):
+    monkeypatch.setattr(os, "environ", given)
+    assert freecp.openmp_settings() == set
 
 
 @pytest.mark.parametrize(
