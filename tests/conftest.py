@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -129,9 +130,11 @@ def load_script() -> Callable[[Path], ModuleType]:
     """Imports a file that no package holds."""
 
     def load(file: Path) -> ModuleType:
-        spec = importlib.util.spec_from_file_location(file.stem, file)
+        name = f"{file.parent.name}_{file.stem}"
+        spec = importlib.util.spec_from_file_location(name, file)
         assert spec and spec.loader
-        module = importlib.util.module_from_spec(spec)
+        # Dataclasses, and worker processes, look a module up by its name.
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         return module
 

@@ -1,7 +1,5 @@
 """tests/agreement.py sees what a test compares with a recorded tensor, and nothing else."""
 
-import importlib.util
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +11,8 @@ DATA = TESTS / "data" / "base_methods"
 
 
 @pytest.fixture
-def agreement():
-    spec = importlib.util.spec_from_file_location("agreement", TESTS / "agreement.py")
-    module = sys.modules["agreement"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["agreement"]
+def agreement(load_script):
+    return load_script(TESTS / "agreement.py")
 
 
 @pytest.fixture

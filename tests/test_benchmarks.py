@@ -1,6 +1,6 @@
 """The benchmark's yardstick against the published vectors, and a quick run of the benchmark."""
 
-import importlib.util
+import importlib
 import json
 import subprocess
 import sys
@@ -14,11 +14,8 @@ BENCHMARKS = Path(__file__).parent / "benchmarks"
 
 
 @pytest.fixture(scope="module")
-def transcription():
-    spec = importlib.util.spec_from_file_location("transcription", BENCHMARKS / "transcription.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def transcription(load_script):
+    return load_script(BENCHMARKS / "transcription.py")
 
 
 def thresholds(case: dict) -> tuple[float, float, int]:

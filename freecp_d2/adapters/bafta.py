@@ -33,11 +33,15 @@ class BaFTA:
         self.prior = prior
         self.least = least
         self.centre = centre
+        self._basis: Tensor | None = None
         self.state: dict[str, Tensor] = {}
 
     def adapt(self, text: Tensor, regions: Tensor, weights: Tensor) -> Tensor:
         """See :class:`.Adapter`."""
-        basis = torch.linalg.svd(text.double().T, full_matrices=False).U[:, 1:].to(text)
+        if self._basis is None:
+            singular = torch.linalg.svd(text.double().T, full_matrices=False)
+            self._basis = singular.U[:, 1:].to(text)
+        basis = self._basis.to(text)
         of_text = text @ basis @ basis.T
         if not self.state:
             self.state = {

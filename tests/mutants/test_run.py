@@ -1,6 +1,5 @@
 """The mutants of a few lines, and a whole run on a project of two files."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -34,13 +33,8 @@ def test_larger():
 
 
 @pytest.fixture(scope="module")
-def run():
-    spec = importlib.util.spec_from_file_location("mutants_run", Path(__file__).with_name("run.py"))
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+def run(load_script):
+    return load_script(Path(__file__).with_name("run.py"))
 
 
 def test_the_mutants_of_a_function(run):

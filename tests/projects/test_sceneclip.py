@@ -1,9 +1,7 @@
 """The training script of SceneCLIP, a few steps of it, and the weights that are committed."""
 
-import importlib.util
 import json
 import subprocess
-import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -36,24 +34,14 @@ if "two_scenes" not in DatasetCatalog:
 """
 
 
-def load_script(name: str):
-    """A module of a script of the project."""
-    spec = importlib.util.spec_from_file_location(f"sceneclip_{name}", PROJECT / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # worker processes find its functions by this name
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+@pytest.fixture(scope="module")
+def script(load_script):
+    return load_script(PROJECT / "train.py")
 
 
 @pytest.fixture(scope="module")
-def script():
-    yield from load_script("train")
-
-
-@pytest.fixture(scope="module")
-def demo():
-    yield from load_script("demo")
+def demo(load_script):
+    return load_script(PROJECT / "demo.py")
 
 
 def tiny_args(script, output, scratch):

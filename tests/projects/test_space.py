@@ -1,7 +1,6 @@
 """The web page as a Hugging Face Space: its metadata, its requirements, and that it starts."""
 
 import http.client
-import importlib.util
 import os
 import re
 import shutil
@@ -24,11 +23,9 @@ KEYS = {
 """Of huggingface.co/docs/hub/spaces-config-reference; the licence is that of any repository."""
 
 
-def load_app():
-    spec = importlib.util.spec_from_file_location("space_app", SPACE / "app.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def app(load_script):
+    return load_script(SPACE / "app.py")
 
 
 def test_the_readme_begins_with_a_spaces_metadata():
@@ -50,8 +47,8 @@ def test_the_requirements_are_the_projects():
     assert sorted(lines[1:]) == sorted([*named, "torch>=2.11", "torchvision"])
 
 
-def test_detectron2_is_fetched_where_it_is_missing(monkeypatch):
-    app, commands = load_app(), []
+def test_detectron2_is_fetched_where_it_is_missing(app, monkeypatch):
+    commands = []
     monkeypatch.setattr(sys, "path", [])
     monkeypatch.setattr(app.subprocess, "run", lambda command, check: commands.append(command))
     app.provide_detectron2()
@@ -65,8 +62,7 @@ def test_detectron2_is_fetched_where_it_is_missing(monkeypatch):
     assert Path(lock) == SPACE / "requirements-detectron2.lock"
 
 
-def test_it_is_served_to_the_spaces_names_alone(monkeypatch):
-    app = load_app()
+def test_it_is_served_to_the_spaces_names_alone(app, monkeypatch):
     for name in ("SPACE_HOST", "FREECP_CONFIG", "GRADIO_SERVER_PORT"):
         monkeypatch.delenv(name, raising=False)
     here = ["--config-file", "scenes/clearclip", "--host", "127.0.0.1", "--port", "7860"]
@@ -87,6 +83,7 @@ def test_the_folder_that_the_readme_makes_is_served(tmp_path):
     subprocess.run(["sh", "-ec", copying], cwd=ROOT, check=True)
     copied = {path.name for path in target.iterdir()}
     assert copied >= {"README.md", "app.py", "requirements.txt", "requirements-detectron2.lock"}
+    assert copied >= {"freecp.py", "freecp_d2"}
     assert not any(path.is_symlink() for path in target.rglob("*"))
     cache = target / "freecp_d2" / "cli" / "web" / "__pycache__"
     shutil.rmtree(cache, ignore_errors=True)
