@@ -27,9 +27,9 @@ def openmp_settings() -> dict[str, str]:
     """Environment variables, to be set before torch is loaded; none if OMP_WAIT_POLICY is set.
 
     torch's threads wait for each other many times an image. By default they spin for milliseconds
-    then, which makes everything up to ten times slower as soon as another process wants one of the
-    cores. If they slept at once, as PASSIVE alone has it, a small CLIP would take twice as long,
-    and a ViT-B/16 a tenth longer. So they spin for some microseconds.
+    then, which makes two processes on the same cores five times slower; if they slept at once, as
+    PASSIVE alone has it, a small CLIP would take twice as long. So they spin for microseconds. See
+    docs/performance.md.
     """
     if "OMP_WAIT_POLICY" in os.environ:
         return {}
