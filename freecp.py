@@ -29,7 +29,7 @@ def openmp_settings() -> dict[str, str]:
     torch's threads wait for each other many times an image. By default they spin for milliseconds
     then, which makes two processes on the same cores five times slower; if they slept at once, as
     PASSIVE alone has it, a small CLIP would take twice as long. So they spin for microseconds. See
-    docs/performance.md.
+    docs/labelling_at_scale.md.
     """
     if "OMP_WAIT_POLICY" in os.environ:
         return {}
