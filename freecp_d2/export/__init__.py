@@ -9,7 +9,7 @@ from detectron2.config import CfgNode
 
 from ..clip.loading import precision_on
 from ..data.mapper import resize_shortest_edge
-from ..data.scenes import draw_scene
+from ..data.scenes import HEIGHT, WIDTH, draw_scene
 from ..meta_arch import FreeCP
 from ..words import Words
 from .check import Agreement, compare
@@ -32,7 +32,7 @@ def check_exportable(cfg: CfgNode) -> str:
         ValueError: it cannot be exported.
     """
     freecp, precision = cfg.MODEL.FREECP, cfg.MODEL.CLIP.PRECISION
-    short_side = cfg.INPUT.MIN_SIZE_TEST
+    side, key = min((cfg.INPUT[key], key) for key in ("MIN_SIZE_TEST", "MAX_SIZE_TEST"))
     refusals = (
         (
             not freecp.ENABLED,
@@ -49,9 +49,9 @@ def check_exportable(cfg: CfgNode) -> str:
             "has one size; set both",
         ),
         (
-            0 < short_side < freecp.WINDOW,
-            f"INPUT.MIN_SIZE_TEST is {short_side}, less than MODEL.FREECP.WINDOW {freecp.WINDOW}: "
-            "images would be smaller than the one size of an exported model; reduce the window",
+            0 < side < freecp.WINDOW,
+            f"INPUT.{key} is {side}, less than MODEL.FREECP.WINDOW {freecp.WINDOW}: images would "
+            "be smaller than the one size of an exported model; reduce the window",
         ),
         (
             freecp.AFFINITY_PROVIDER,
@@ -134,9 +134,13 @@ def export(model: FreeCP, cfg: CfgNode, words: Words, format: str, folder: Path)
 
 
 def _drawn_image(cfg: CfgNode) -> dict[str, Any]:
-    scene = draw_scene(CHECKED_SCENE).image
-    image = resize_shortest_edge(scene, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
-    height, width = scene.shape[:2]
+    """A scene of which no side is shorter than a window."""
+    short_side, long_side = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
+    if not short_side:
+        short_side, long_side = cfg.MODEL.FREECP.WINDOW, 2 * cfg.MODEL.FREECP.WINDOW
+    height, width = HEIGHT, min(WIDTH, max(HEIGHT, HEIGHT * long_side // short_side))
+    scene = draw_scene(CHECKED_SCENE, height, width).image
+    image = resize_shortest_edge(scene, short_side, long_side)
     pixels = torch.from_numpy(image.transpose(2, 0, 1).copy())
     return {"image": pixels.flip(0) if cfg.INPUT.FORMAT == "BGR" else pixels} | {
         "height": height,

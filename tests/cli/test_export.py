@@ -166,9 +166,11 @@ def test_what_does_not_agree_is_not_written(tmp_path, no_programs, monkeypatch, 
         ("MODEL.FREECP.WINDOW", 0, "the whole image at once"),
         ("MODEL.FREECP.STRIDE", 0, "the whole image at once"),
         ("MODEL.FREECP.WINDOW", 240, "INPUT.MIN_SIZE_TEST is 224, less than"),
+        ("INPUT.MAX_SIZE_TEST", 200, "INPUT.MAX_SIZE_TEST is 200, less than"),
         ("MODEL.FREECP.AFFINITY_PROVIDER", "TimmViT", "AFFINITY_PROVIDER TimmViT is not exported"),
         ("MODEL.FREECP.REFINE", "pamr", "REFINE pamr is not exported"),
         ("MODEL.FREECP.ADAPTER", "bafta", "ADAPTER bafta is not exported"),
+        ("MODEL.FREECP.RELATIONS", "file.json", "RELATIONS file.json are not exported"),
         ("MODEL.FREECP.SYNONYM_THRESHOLD", 0.1, "SYNONYM_THRESHOLD 0.1 is not exported"),
         ("MODEL.CLIP.PRECISION", "bf16", "PRECISION is bf16, and what is exported is in float32"),
     ],
@@ -187,8 +189,18 @@ def test_a_method_that_reads_the_words_is_refused(tmp_path):
     assert not [*tmp_path.iterdir()]
 
 
-def test_images_of_their_own_size_are_exported_for():
-    check_exportable(load_config("scenes/clearclip", ["INPUT.MIN_SIZE_TEST", 0]))
+@pytest.mark.parametrize(
+    ("short_side", "long_side", "window"),
+    [(0, 2048, 384), (0, 100, 96), (224, 256, 224), (500, 300, 290), (448, 2048, 384)],
+)
+def test_the_image_that_an_export_is_tried_on_is_no_smaller_than_a_window(
+    short_side, long_side, window
+):
+    sizes = ["INPUT.MIN_SIZE_TEST", short_side, "INPUT.MAX_SIZE_TEST", long_side]
+    opts = ["MODEL.DEVICE", "cpu", "MODEL.FREECP.WINDOW", window, *sizes]
+    cfg = load_config("scenes/clearclip", opts)
+    check_exportable(cfg)
+    assert min(exporting._drawn_image(cfg)["image"].shape[1:]) >= window
 
 
 def test_precision_is_float32_which_is_said(monkeypatch):
