@@ -188,7 +188,10 @@ def check_normalisation(
     tag = open_clip.get_pretrained_cfg(name, pretrained)
     for key, given in (("mean", pixel_mean), ("std", pixel_std)):
         trained = [round(255 * value, 3) for value in tag.get(key, ())]
-        if trained and max(abs(a - b) for a, b in zip(trained, given, strict=True)) > 0.5:
+        if trained and (
+            len(given) != len(trained)
+            or max(abs(a - b) for a, b in zip(trained, given, strict=True)) > 0.5
+        ):
             raise ValueError(
                 f"MODEL.PIXEL_{key.upper()} is {list(given)}, but {pretrained} of {name} was "
                 f"trained with {trained}; set it to that"

@@ -206,6 +206,8 @@ def test_another_normalisation_is_named_before_any_download(no_download):
         "trained with [127.5, 127.5, 127.5]; set it to that"
     )
     check_normalisation(name, tag, [127.5] * 3, [127.5] * 3)
+    with pytest.raises(ValueError, match=r"MODEL.PIXEL_STD is \[127.5\], but .* set it to that"):
+        check_normalisation(name, tag, [127.5] * 3, [127.5])
     check_normalisation(name, "/of/my/own.safetensors", [0, 0, 0], [1, 1, 1])
 
 
