@@ -193,6 +193,10 @@ def _openvino(bf16: bool) -> Callable[[ExportedProgram], Run]:
 def _onnxruntime(bf16: bool) -> Callable[[ExportedProgram], Run]:
     onnxruntime = required("onnxruntime")
     required("onnxscript")
+    if bf16:
+        raise ValueError(
+            "MODEL.CLIP.PRECISION is bf16, which MODEL.CLIP.ENGINE onnxruntime has not; choose fp32"
+        )
 
     def compiled(program: ExportedProgram) -> Run:
         options = onnxruntime.SessionOptions()

@@ -252,6 +252,11 @@ def test_results_say_its_precision(compiled):
         assert precision_of(encoder) == precision
 
 
+def test_onnxruntime_has_no_bf16():
+    with pytest.raises(ValueError, match="is bf16, which .* onnxruntime has not; choose fp32"):
+        EngineCLIP(scene_clip(), engine="onnxruntime", bf16=True)
+
+
 DROPPED = """
 import gc, os, signal, threading
 import torch
