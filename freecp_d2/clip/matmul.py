@@ -69,12 +69,14 @@ def bf16_matmul(wanted: bool, device: torch.device) -> Iterator[None]:
         return
     if outer is not None:
         _leave(outer)
-    _enter(wanted)
-    _of_thread.wanted = wanted
     try:
-        yield
+        _enter(wanted)
+        _of_thread.wanted = wanted
+        try:
+            yield
+        finally:
+            _leave(wanted)
     finally:
-        _leave(wanted)
         _of_thread.wanted = outer
         if outer is not None:
             _enter(outer)

@@ -101,6 +101,18 @@ def test_blocks_of_one_thread_are_nested():
         assert switch() == before
 
 
+def test_a_nested_block_that_is_interrupted_while_it_waits(monkeypatch):
+    def interrupted(predicate):
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    with in_bf16(False):
+        monkeypatch.setattr(matmul._changed, "wait_for", interrupted)
+        with pytest.raises(KeyboardInterrupt), in_bf16(True):
+            pass
+        assert matmul._running == {True: 0, False: 1}
+
+
 def test_nobody_waits_for_those_who_come_later():
     """While one thread is inside, one of the other kind waits, and a third comes after it."""
     order, inside, waiting = [], threading.Event(), threading.Event()
