@@ -69,8 +69,7 @@ class Views:
         for batch in batches:
             yield from self._with_mirrored(batch, encoder)
         for scale in self.scales:
-            sides = round(window / scale), round(stride / scale)
-            for windows in window_batches(images, *sides, batch_size):
+            for windows in window_batches(images, *_at_scale(scale, window, stride), batch_size):
                 pixels = torch.stack([images[w.image][:, w.rows, w.columns] for w in windows])
                 size = [
                     max(patch, round(side * scale))
@@ -81,6 +80,15 @@ class Views:
                 )
                 yield from self._with_mirrored(encode_windows(encoder, windows, pixels), encoder)
 
+    def num_windows(self, plain: int, images: Sequence[Tensor], window: int, stride: int) -> int:
+        """How many :meth:`added_to` gives, of `plain` windows without views among them."""
+        scaled = (
+            len(batch)
+            for scale in self.scales
+            for batch in window_batches(images, *_at_scale(scale, window, stride), 1)
+        )
+        return (plain + sum(scaled)) * (1 + self.flip)
+
     def _with_mirrored(self, batch: EncodedWindows, encoder: DenseCLIP) -> Iterator[EncodedWindows]:
         yield batch
         if self.flip:
@@ -90,6 +98,10 @@ class Views:
             yield replace(
                 mirrored, pixels=batch.pixels, patches=features.patches, features=features
             )
+
+
+def _at_scale(scale: float, window: int, stride: int) -> tuple[int, int]:
+    return round(window / scale), round(stride / scale)
 
 
 def unmirrored(features: DenseFeatures) -> DenseFeatures:
