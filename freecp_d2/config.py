@@ -58,13 +58,13 @@ def add_freecp_config(cfg: CfgNode) -> None:
     # An open_clip tag, or the path of a state dict (.safetensors, or .pt which is never unpickled
     # beyond tensors).
     clip.PRETRAINED = "openai"
-    # The base method: clearclip, gem, maskclip, naclip, scclip, sclip, sfp, vanilla, or one of your
-    # own (docs/own_base_method.md).
+    # The base method: clearclip, gem, maskclip, naclip, pearl, resclip, scclip, sclip, sfp,
+    # vanilla, or one of your own (docs/own_base_method.md).
     clip.METHOD = "clearclip"
     # How the last block ends: "projection" (of the attention's output, nothing else), "mlp" (then
     # the MLP with its residual), "residual" (as trained: the block's input is added, then the MLP).
-    # "": as METHOD.md section 1 says, "projection" for clearclip and naclip, "mlp" for maskclip,
-    # sclip and vanilla. GEM has no such choice.
+    # "": as METHOD.md section 1 says, "projection" for clearclip, naclip, pearl and resclip, "mlp"
+    # for maskclip, sclip and vanilla. gem, scclip and sfp have no such choice.
     clip.LAST_BLOCK = ""
     # fp32; fp16, bf16: of the weights; bf16_matmul: float32 weights whose matrix products are in
     # bfloat16 with float32 sums, on CPUs with AMX (a switch of the whole process while the encoder
