@@ -72,16 +72,17 @@ def _export(args: argparse.Namespace) -> None:
     cfg = finished_config(cfg, PLAIN)
     segmenter = Segmenter(build_model(cfg), cfg)
     words = segmenter.words_of(vocabulary, background_of(args.background))
-    args.output.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with scratch_folder(args.output.absolute().parent, "freecp_export") as scratch:
+    output = args.output.absolute()  # "." itself cannot be renamed
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with scratch_folder(output.parent, "freecp_export") as scratch:
         folder = scratch / "new"
         agreement = export(segmenter.model, cfg, words, args.format, folder)
-        require_free(args.output)
-        replace_folder(args.output, folder, scratch / "former")
+        require_free(output)
+        replace_folder(output, folder, scratch / "former")
     for name, worst in agreement.differences.items():
         print(f"{name}: differs from torch by at most {worst:.1e}")
     print(f"label map of a drawn image: {100 * agreement.equal:.2f} % of pixels are equal")
-    print(f"{args.output}: {', '.join(sorted(file.name for file in args.output.iterdir()))}")
+    print(f"{args.output}: {', '.join(sorted(file.name for file in output.iterdir()))}")
 
 
 def require_free(folder: Path) -> None:

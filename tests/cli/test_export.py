@@ -146,6 +146,13 @@ def test_an_empty_folder_is_free_and_a_file_is_not(tmp_path, no_programs):
         run(tmp_path / "file", "onnx", *WORDS)
 
 
+def test_the_folder_one_is_in(tmp_path, no_programs, monkeypatch, capsys):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    run(Path("."), "onnx", *WORDS)
+    assert (tmp_path / "here" / "head.onnx").is_file() and "head.onnx" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "agreement", [Agreement({"cls": 1e-7}, 0.98), Agreement({"cls": np.nan}, 1.0)]
 )
