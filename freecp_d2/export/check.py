@@ -40,7 +40,12 @@ def load_program(folder: Path, description: Mapping[str, Any], name: str) -> Run
     file = folder / program["file"]
     if description["format"] == "torch":
         module = torch.export.load(file).module()
-        return lambda *inputs: [module(*inputs)[output] for output in program["outputs"]]
+
+        def in_torch(*inputs: Tensor) -> list[Tensor]:
+            results = module(*inputs)
+            return [results[output] for output in program["outputs"]]
+
+        return in_torch
     if description["format"] == "onnx":
         session = required("onnxruntime").InferenceSession(file, providers=["CPUExecutionProvider"])
 
