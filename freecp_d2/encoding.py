@@ -147,7 +147,8 @@ def encode_windows(
 ) -> EncodedWindows:
     """All that CLIP sees in windows (B, 3, H, W), with `affinity` in place of its attention."""
     features = encoder(pixels) if affinity is None else encoder(pixels, affinity(windows, pixels))
-    return EncodedWindows(windows, pixels, (0, 0, 0, 0), features.patches, features.grid, features)
+    patches, grid, reread = features.patches, features.grid, features.reread
+    return EncodedWindows(windows, pixels, (0, 0, 0, 0), patches, grid, features, reread)
 
 
 def encode_base_windows(

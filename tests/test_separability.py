@@ -5,8 +5,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from freecp_d2 import FreeCPPredictor
+from freecp_d2 import FreeCPPredictor, load_config
 from freecp_d2.data.scenes.scene import draw_scene
+from freecp_d2.inputs import as_vocabulary
+from freecp_d2.segmenter import build_model
 from freecp_d2.separability import Patches, silhouette, silhouettes
 
 
@@ -111,3 +113,14 @@ def test_patches_lie_where_their_windows_do():
     assert patches.before.equal(best)  # background, sky, sand: a channel each
     marks = torch.arange(height)[:, None].expand(height, width)
     assert (patches.labels_of(marks) - patches.rows * height).abs().max() <= 1
+
+
+def test_patches_are_read_by_the_words_where_the_method_does():
+    """Those that FreeCP is given, of mirrored windows too."""
+    opts = ["MODEL.CLIP.RESCLIP.USE_SFR", True, "MODEL.FREECP.ADAPTER", "entropy_weights"]
+    model = build_model(load_config("scenes/resclip", [*opts, "MODEL.DEVICE", "cpu"]))
+    model.set_vocabulary(as_vocabulary(["sky", "lawn", "dog"]))
+    encoded = model.encode([{"image": torch.from_numpy(draw_scene(120).image).permute(2, 0, 1)}])
+    (result,) = model.segment(encoded, model.words, separability=True)
+    expected = [b.features.patches_for(model.words.text).flatten(0, 1) for b in encoded.batches]
+    assert len(expected) == 2 and result["patches"].features.equal(torch.cat(expected))

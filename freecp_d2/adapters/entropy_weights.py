@@ -96,7 +96,11 @@ class Views:
             assert mirrored.features is not None
             features = unmirrored(mirrored.features)
             yield replace(
-                mirrored, pixels=batch.pixels, patches=features.patches, features=features
+                mirrored,
+                pixels=batch.pixels,
+                patches=features.patches,
+                features=features,
+                reread=features.reread,
             )
 
 
