@@ -1,6 +1,7 @@
 """The blocks of an open_clip ViT, taken apart (METHOD.md step 1).
 
-Everything here is differentiable, except what :func:`recorded_attention` records.
+Everything here is differentiable but :func:`recorded_attention`: calling backward through it raises
+on a CPU.
 """
 
 from typing import TypeAlias
