@@ -15,10 +15,9 @@ from torch import Tensor
 from . import transfers
 from .clip import DenseCLIP
 from .encoding import EncodedImages
-from .merging import merge_windows
 from .purification import PurificationHead
 from .purify import PurifiedWindows
-from .scores import best_of_class, class_scores
+from .scores import best_of_class, class_scores, merged_maps
 from .sliding_window import Window
 from .words import Words
 
@@ -212,8 +211,7 @@ def _dependency_of(
     purified: PurifiedWindows, image: Tensor, words: Words, encoder: DenseCLIP
 ) -> tuple[Tensor, Tensor]:
     """The ids of the classes that stay in an image, sorted, and :func:`dependency`, on the CPU."""
-    size = image.shape[1], image.shape[2]
-    maps, queries = merge_windows(purified.windows, purified.maps, purified.kept, size)
+    maps, queries = merged_maps(purified, (image.shape[1], image.shape[2]))
     if not len(queries):
         return torch.zeros(0, dtype=torch.int64), torch.zeros(0, 0)
     classes, row = words.query_class[queries].unique(return_inverse=True)

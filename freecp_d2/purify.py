@@ -9,9 +9,9 @@ from torch import Tensor
 
 from . import transfers
 from .adapters import certainty, region_features
+from .adapters.entropy_weights import weighted_merge
 from .clip import DenseCLIP
 from .encoding import EncodedImages
-from .merging import WindowMean, upsampled, window_means
 from .purification import Candidates, NonFiniteInput, PurificationHead
 from .sliding_window import Window
 from .synonyms import fitting_names
@@ -93,8 +93,7 @@ def purify_windows(
     candidates: list[Candidates] = []
     patches: list[Tensor] = []
     weights: list[Tensor] | None = None if words.text_views is None else []
-    texts = [words.text] if words.text_views is None else list(words.text_views)
-    for batch, text in ((batch, text) for batch in encoded.batches for text in texts):
+    for batch, text in ((batch, text) for batch in encoded.batches for text in words.texts):
         if batch.features is None:
             raise ValueError("images that were encoded for a base method; encode them anew")
         with timer.stage("purify", device):
@@ -240,7 +239,8 @@ def class_maps(
         classes: first names of K classes of `words`.
 
     Returns:
-        Two (K, H, W) float32, H and W of the image as it is encoded: means over the windows.
+        Two (K, H, W) float32 in [0, 1], H and W of the image as it is encoded: means over the
+        windows, and over their views, weighted by :func:`.certainty`.
 
     Raises:
         ValueError: no class or one that is not there, or NaN in the features.
@@ -254,21 +254,22 @@ def class_maps(
     query_names = [names[index] for index in words.vocabulary.query_class]
     queries = [[i for i, other in enumerate(query_names) if other == name] for name in classes]
     (image,) = encoded.images
-    means = [WindowMean(len(classes), image.shape[1:], image) for _ in range(2)]
-    for batch in encoded.batches:
+    windows: list[Window] = []
+    weights: list[Tensor] = []
+    maps: tuple[list[Tensor], list[Tensor]] = [], []
+    for batch, text in ((batch, text) for batch in encoded.batches for text in words.texts):
         assert batch.features is not None
         candidates, probabilities = head.select(
-            batch.features,
-            words.text,
-            words.descriptions,
-            encoder.logit_scale,
-            words.num_background,
+            batch.features, text, words.descriptions, encoder.logit_scale, words.num_background
         )
         head.fetch([candidates])  # sees NaN
+        windows += batch.windows
+        certain = certainty(probabilities, dim=1)
+        weights.append(torch.ones_like(certain) if words.text_views is None else certain)
         activation = probabilities[:, words.num_background :]
-        for mean, maps in zip(means, (activation, candidates.refined), strict=True):
-            of_classes = torch.stack([maps[:, rows].amax(dim=1) for rows in queries], dim=1)
-            for window, window_maps in upsampled(batch.windows, of_classes, batch.windows[0].size):
-                mean.add(window, window_maps)
-    before, after = window_means(means)
+        for of_kind, values in zip(maps, (activation, candidates.refined), strict=True):
+            of_kind.append(torch.stack([values[:, rows].amax(dim=1) for rows in queries], dim=1))
+    stays = np.ones((len(windows), len(classes)), dtype=bool)
+    size = image.shape[1], image.shape[2]
+    before, after = (weighted_merge(windows, kind, stays, weights, size)[0] for kind in maps)
     return before, after

@@ -116,6 +116,14 @@ def ambiguous_losses(beaten_by: np.ndarray, words: Words) -> list[tuple[int, int
     return sorted({(loser, winner) for loser, winner in pairs if loser != winner})
 
 
+def merged_maps(purified: PurifiedWindows, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """What :func:`.merging.merge_windows` gives of an image's windows, by their weights if any."""
+    of_windows = purified.windows, purified.maps, purified.kept
+    if purified.weights is None:
+        return merge_windows(*of_windows, size)
+    return weighted_merge(*of_windows, purified.weights, size)
+
+
 def purified_results(
     encoded: EncodedImages,
     purified: PurifiedWindows,
@@ -138,12 +146,7 @@ def _purified_result(
     output: str,
     refinement: Refinement,
 ) -> dict[str, Any]:
-    encoded_size = image.shape[1], image.shape[2]
-    of_windows = purified.windows, purified.maps, purified.kept
-    if purified.weights is None:
-        merged, queries = merge_windows(*of_windows, encoded_size)
-    else:
-        merged, queries = weighted_merge(*of_windows, purified.weights, encoded_size)
+    merged, queries = merged_maps(purified, (image.shape[1], image.shape[2]))
     strips = _refined_maps(merged, queries, words, image, size, refinement)
     result: dict[str, Any]
     if output == "label_map":

@@ -42,6 +42,11 @@ class Words:
     text_views: Tensor | None = None
 
     @property
+    def texts(self) -> list[Tensor]:
+        """By what each window is read, (Q, D) each: `text`, or in its place `text_views`."""
+        return [self.text] if self.text_views is None else list(self.text_views)
+
+    @property
     def num_background(self) -> int:
         """How many of the queries are background."""
         return self.vocabulary.num_background

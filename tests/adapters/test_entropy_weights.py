@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from freecp_d2 import FreeCPPredictor, get_config
+from freecp_d2 import FreeCPPredictor, get_config, presence
 from freecp_d2.adapters import Views, certainty, configured_views
 from freecp_d2.adapters.entropy_weights import unmirrored, weighted_merge
 from freecp_d2.clip import DenseFeatures
@@ -19,6 +19,10 @@ from freecp_d2.sliding_window import upsample, windows_of
 
 WORDS = ["sky", "sand", "river", "mountain", "snow", "dog", "lawn", "road"]
 ON = ("MODEL.FREECP.ADAPTER", "entropy_weights", "MODEL.FREECP.OUTPUT", "sem_seg")
+SCALES_AND_SETS = (
+    *("MODEL.FREECP.ENTROPY_WEIGHTS.SCALES", "(0.5, 1.25)"),
+    *("MODEL.FREECP.ENTROPY_WEIGHTS.TEMPLATE_SETS", "2"),
+)
 
 
 def test_certainty_is_one_less_renyis_entropy():
@@ -88,11 +92,7 @@ def test_each_row_of_patches_is_turned_round():
 def test_scales_and_template_sets_are_windows_more():
     cfg = get_config(
         "scenes/clearclip",
-        [
-            *ON,
-            *("MODEL.FREECP.ENTROPY_WEIGHTS.SCALES", "(0.5, 1.25)"),
-            *("MODEL.FREECP.ENTROPY_WEIGHTS.TEMPLATE_SETS", "2"),
-        ],
+        [*ON, *SCALES_AND_SETS],
     )
     model = build_model(cfg)
     model.set_vocabulary(as_vocabulary(WORDS))
@@ -112,6 +112,24 @@ def test_scales_and_template_sets_are_windows_more():
     one = replace(model.words, text_views=model.words.text[None])
     (other,) = model.segment(encoded, one)
     assert not torch.equal(result["sem_seg"], other["sem_seg"])
+
+
+@pytest.mark.parametrize("more", [(), SCALES_AND_SETS])
+def test_all_that_is_merged_is_weighted(more, monkeypatch):
+    """Class maps and what `erasing` paints over, of classes that all stay, are the scores."""
+    stays = ("MODEL.FREECP.REDUNDANCY", "False", "MODEL.FREECP.AMBIGUITY", "False")
+    predictor = FreeCPPredictor(get_config("scenes/clearclip", [*ON, *stays, *more]))
+    image = draw_scene(120).image
+    expected = scores(predictor, image)
+    assert expected.max() <= 1
+    maps = predictor.class_maps(predictor.encode(image), WORDS, WORDS).refined
+    np.testing.assert_allclose(maps, expected, atol=1e-5)
+    painted = []
+    monkeypatch.setattr(
+        presence, "dependency", lambda image, maps, *_: painted.append(maps) or torch.eye(len(maps))
+    )
+    predictor.presence(image, WORDS, score="erasing")
+    np.testing.assert_allclose(painted[0].numpy(), expected, atol=1e-5)
 
 
 def test_the_sets_have_all_templates_between_them():
