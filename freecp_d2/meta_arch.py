@@ -291,11 +291,7 @@ class FreeCP(nn.Module):
         if presence or separability:
             encoded = encoded.in_memory()  # its windows are read several times
         thresholds = redundancy_threshold, ambiguity_threshold
-        if words.adapter is not None:
-            encoded = encoded.in_memory()
-            with self.timer.stage("adapt", self.device):
-                parts = self.head, self.encoder.logit_scale, redundancy_threshold
-                words = adapted(encoded, words, *parts)
+        encoded, words = self._adapted(encoded, words, redundancy_threshold)
         purified = purify_windows(encoded, words, self.head, self.encoder, *thresholds, self.timer)
         with self.timer.stage("merge", self.device):
             output = output or self.output
@@ -310,8 +306,8 @@ class FreeCP(nn.Module):
     @exact_products
     @torch.no_grad()
     def score_presence(self, encoded: EncodedImages, words: Words, score: str) -> list[Tensor]:
-        """See :func:`freecp_d2.presence.presence_without_maps`."""
-        words = words.to(self.device)
+        """See :func:`freecp_d2.presence.presence_without_maps`; an adapter sees the image."""
+        encoded, words = self._adapted(encoded, words.to(self.device))
         return presence_without_maps(encoded, words, self.head, self.encoder, score)
 
     @exact_products
@@ -333,6 +329,17 @@ class FreeCP(nn.Module):
         with self.timer.stage("merge", self.device):
             protocol, output = self.protocol, output or self.output
             return base_results(encoded, similarities, words, protocol, output)
+
+    def _adapted(
+        self, encoded: EncodedImages, words: Words, redundancy_threshold: float | None = None
+    ) -> tuple[EncodedImages, Words]:
+        """With an adapter: the windows in memory, and the words as it has them in this image."""
+        if words.adapter is None:
+            return encoded, words
+        encoded = encoded.in_memory()
+        with self.timer.stage("adapt", self.device):
+            parts = self.head, self.encoder.logit_scale, redundancy_threshold
+            return encoded, adapted(encoded, words, *parts)
 
     @property
     def timings(self) -> dict[str, float]:

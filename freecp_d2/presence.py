@@ -173,18 +173,19 @@ def _by_window(
 ) -> list[Tensor]:
     windows: list[Window] = []
     of_batches: list[Tensor] = []
-    for batch in encoded.batches:
+    texts = [words.text] if score == "local" else words.texts
+    for batch, text in ((batch, text) for batch in encoded.batches for text in texts):
         assert batch.features is not None
         windows += batch.windows
         if score == "local":
-            patches = batch.features.patches_for(words.text)
-            text = words.text[words.num_background :]
-            of_batches.append(local_presence(patches, batch.features.cls, text))
+            patches = batch.features.patches_for(text)
+            of_classes = text[words.num_background :]
+            of_batches.append(local_presence(patches, batch.features.cls, of_classes))
         else:
             assert head is not None
             candidates, _ = head.select(
                 batch.features,
-                words.text,
+                text,
                 words.descriptions,
                 encoder.logit_scale,
                 words.num_background,

@@ -195,6 +195,22 @@ def test_a_predictor_gives_one_score_with_and_without_a_segmentation(predictor, 
     assert list(behind.presence) == names
 
 
+@pytest.mark.parametrize(
+    "opts",
+    [
+        ("MODEL.FREECP.ADAPTER", "bafta"),
+        ("MODEL.FREECP.ADAPTER", "entropy_weights")
+        + ("MODEL.FREECP.ENTROPY_WEIGHTS.TEMPLATE_SETS", "2"),
+    ],
+)
+def test_it_is_by_the_same_words_with_an_adapter(opts):
+    """That of an adapter is by what it makes of the words in this image."""
+    for score in ("consistency", "local"):
+        predictors = [FreeCPPredictor("scenes/clearclip", [*OPTS, *opts]) for _ in range(2)]
+        plain = predictors[0](IMAGE, WORDS, presence=score).presence
+        assert predictors[1].presence(IMAGE, WORDS, score=score) == pytest.approx(plain, abs=1e-6)
+
+
 def test_the_base_method_gives_none(predictor):
     assert predictor.base(IMAGE, WORDS).presence == {}
     with pytest.raises(ValueError, match="a base method alone scores no presence"):
