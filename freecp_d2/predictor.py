@@ -147,7 +147,7 @@ class FreeCPPredictor:
         Args:
             image: a path, a PIL image of any integer mode (turned as its EXIF data say), or an
                 array (H, W, 3) uint8 RGB; or several of these, of any sizes. Those of a list go
-                through CLIP in batches.
+                through CLIP in batches; with MODEL.FREECP.ADAPTER one by one, in their order.
             vocabulary: see :data:`freecp_d2.inputs.VocabularyLike`; None for the config's own.
             background: True: what is none of the classes is background, by the vocabulary's own
                 background names or else the 26 of METHOD.md step 0, without those that name a
@@ -177,7 +177,8 @@ class FreeCPPredictor:
         if isinstance(image, Tensor | Mapping | bytes) or not isinstance(image, Iterable):
             raise no_image(image)
         whole = isinstance(image, list)
-        groups = grouped(image, IMAGES_AT_ONCE if whole else 1)
+        together = whole and not segmenter.model.extensions.one_by_one
+        groups = grouped(image, IMAGES_AT_ONCE if together else 1)
         segmented = (segmenter.segment_together(g, request, on_error == "skip") for g in groups)
         results = chain.from_iterable(segmented)
         return list(results) if whole else results

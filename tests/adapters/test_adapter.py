@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from freecp_d2 import get_config
+from freecp_d2 import FreeCPPredictor, get_config
 from freecp_d2.adapters import (
     ADAPTERS,
     BaFTA,
@@ -162,6 +162,16 @@ def test_broken_features_teach_nothing():
 def test_several_images_have_no_order_when_they_are_encoded_at_once():
     with pytest.raises(ValueError, match="encode them one by one"):
         model_of("MODEL.FREECP.ADAPTER", "clip_ot").encode(inputs())
+
+
+@pytest.mark.parametrize("name", ["clip_ot", "entropy_weights"])
+def test_a_predictor_takes_a_list_in_its_order(name):
+    images = [draw_scene(seed).image for seed in SEEDS[:3]]
+    cfg = get_config("scenes/clearclip", ("MODEL.FREECP.ADAPTER", name))
+    listed = FreeCPPredictor(cfg)(images, list(CLASSES))
+    predictor = FreeCPPredictor(cfg)
+    for image, result in zip(images, listed, strict=True):
+        assert np.array_equal(predictor(image, list(CLASSES)).label_map, result.label_map)
 
 
 @pytest.mark.parametrize(
