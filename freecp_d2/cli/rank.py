@@ -120,6 +120,11 @@ def _rank(args: argparse.Namespace, faults: list[str], stop: Stop) -> None:
             "MODEL.FREECP.ENABLED is False, but images are ranked by where FreeCP and its base "
             "method disagree; take the config of FreeCP, which runs both"
         )
+    if cfg.MODEL.FREECP.ADAPTER:
+        raise ValueError(
+            f"MODEL.FREECP.ADAPTER is {cfg.MODEL.FREECP.ADAPTER!r}, and images are ranked by words "
+            "and windows as they are; leave it empty"
+        )
     vocabulary = None if args.vocabulary is None else words_of(args.vocabulary)
     background = background_of(args.background)
     segmenter = Segmenter(build_model(cfg), cfg)

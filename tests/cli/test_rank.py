@@ -162,6 +162,7 @@ def _with_pair(found):
     ("arguments", "said"),
     [
         (["--opts", "MODEL.FREECP.ENABLED", "False"], "ENABLED is False.*; take the config"),
+        (["--opts", "MODEL.FREECP.ADAPTER", "bafta"], "ADAPTER is 'bafta'.*; leave it empty"),
         (["--input", "{images}/film.mp4"], "a video; give its frames"),
         (["--input", "{images}/none"], "no such file"),
     ],
