@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .clip.matmul import bf16_matmul
 from .clip.text import template_sentences
+from .decorrelation import decorrelate_queries
 from .encoding import EncodedImages
 from .merging import WindowMean, upsampled, window_means
 from .meta_arch import FreeCP
@@ -56,11 +57,13 @@ class Disagreement:
 def template_halves(model: FreeCP, words: Words) -> tuple[Words, Words]:
     """The words by every second of the 80 templates, from the first on and from the second on."""
     entries = template_sentences(words.vocabulary.queries)
-    first, second = (
-        replace(words, text=model.text_encoder.encode([entry[start::2] for entry in entries]))
-        for start in (0, 1)
-    )
-    return replace(first, text=first.text.to(words.text)), second.to(words.text.device)
+    classes = words.query_class, words.num_background, model.extensions.decorrelation
+
+    def half(start: int) -> Words:
+        text = model.text_encoder.encode([entry[start::2] for entry in entries]).to(words.text)
+        return replace(words, text=decorrelate_queries(text, *classes))
+
+    return half(0), half(1)
 
 
 @torch.no_grad()

@@ -140,14 +140,14 @@ def encode_words(
             text_encoder, names, sentences, text, vocabulary.num_background
         )
     query_class = torch.tensor(vocabulary.query_class)
-    text = decorrelate_queries(
-        text, query_class, vocabulary.num_background, extensions.decorrelation
-    )
+    classes = query_class, vocabulary.num_background, extensions.decorrelation
+    text = decorrelate_queries(text, *classes)
     related = related_queries(vocabulary, extensions.relations)
     adapter, text_views = extensions.adapter, None
     if extensions.views is not None:
         text_views = text[None]
         if extensions.views.template_sets > 1:
-            text_views = extensions.views.texts(names, text_encoder)
+            views = extensions.views.texts(names, text_encoder)
+            text_views = torch.stack([decorrelate_queries(view, *classes) for view in views])
     learning = adapter(names, text_encoder) if adapter is not None else None
     return Words(vocabulary, text, descriptions, query_class, related, learning, text_views)

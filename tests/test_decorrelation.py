@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from freecp_d2 import FreeCPPredictor
 from freecp_d2.data.scenes import draw_scene
 from freecp_d2.decorrelation import check_decorrelation, decorrelate, decorrelate_queries
+from freecp_d2.ranking import template_halves
 
 
 def features(seed: int, count: int, size: int) -> torch.Tensor:
@@ -75,6 +76,24 @@ def test_more_classes_than_dimensions_are_refused():
 def test_gamma_is_a_share(gamma):
     with pytest.raises(ValueError, match="MODEL.FREECP.DECORRELATION is"):
         check_decorrelation(gamma)
+
+
+def test_sets_and_halves_of_templates_are_decorrelated_too():
+    opts = ["MODEL.CLIP.TEXT_CACHE", "", "MODEL.FREECP.ADAPTER", "entropy_weights"]
+    opts += ["MODEL.FREECP.ENTROPY_WEIGHTS.TEMPLATE_SETS", "2"]
+    names, background = [["sky"], ["lawn", "meadow"], ["dog"]], ["wall"]
+    classes = torch.tensor([0, 1, 1, 2]), 1, 0.5
+    plain, on = (
+        FreeCPPredictor("scenes/clearclip", [*opts, "MODEL.FREECP.DECORRELATION", gamma])._segmenter
+        for gamma in ("0.0", "0.5")
+    )
+    words, moved = (segmenter.words_of(names, background) for segmenter in (plain, on))
+    assert not moved.text_views.equal(words.text_views)
+    for view, expected in zip(moved.text_views, words.text_views, strict=True):
+        assert view.equal(decorrelate_queries(expected, *classes))
+    halves, expected = template_halves(on.model, moved), template_halves(plain.model, words)
+    for half, of_plain in zip(halves, expected, strict=True):
+        assert half.text.equal(decorrelate_queries(of_plain.text, *classes))
 
 
 def test_a_config_decorrelates_the_words_that_clip_reads():
