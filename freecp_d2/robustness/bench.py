@@ -174,7 +174,7 @@ class Bench:
         """Whether a base method alone sees the same in the windows of an image."""
         pads = self.model.protocol.partial_patches == "pad"
         patch = self.model.encoder.patch_size
-        return all(
+        return self.model.extensions.views is None and all(
             batch.features is not None
             and batch.features.reread is None
             and not (pads and any(patch_padding(batch.windows[0].size, patch)))
