@@ -144,6 +144,11 @@ def _measure(args: argparse.Namespace, stop: Any) -> int:
     metadata = MetadataCatalog.get(name)
     sem_seg_dataset = load_dataset(name)
     model = build_model(cfg)
+    if model.extensions.adapter is not None:
+        raise ValueError(
+            f"MODEL.FREECP.ADAPTER is {cfg.MODEL.FREECP.ADAPTER!r}: an oracle would begin anew in "
+            "every image, and every setting after --resume; leave it empty"
+        )
     all_classes = model.with_background(configured_vocabulary(cfg))
     sem_seg_dataset.check_vocabulary(all_classes)
     chosen = _chosen(args.classes, all_classes, metadata.stuff_classes)

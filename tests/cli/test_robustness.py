@@ -189,6 +189,7 @@ def test_an_image_that_cannot_be_read_is_named_and_the_others_count(run, folder,
     [
         (("--dataset", "tree_scenes"), "there is no data set 'tree_scenes'; did you mean three_"),
         (("--opts", "MODEL.FREECP.ENABLED", "False"), "MODEL.FREECP.ENABLED is False; take"),
+        (("--opts", "MODEL.FREECP.ADAPTER", "bafta"), "MODEL.FREECP.ADAPTER is 'bafta'"),
         (("--lexicon", "coco"), "there is no lexicon 'coco'"),
         (("--max-similarity", "-1"), "no word of the 6 of --lexicon has a cosine below"),
     ],
