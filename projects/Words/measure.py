@@ -207,7 +207,8 @@ def with_odd_names(model: FreeCP, vocabulary: Vocabulary, count: int, seed: int)
     features: list[Tensor] = [encode(template_sentences(texts)) for texts in (words, names)]
     left = dissimilar(*features, 0.9).tolist()
     order = np.random.default_rng(seed).permutation(left)
-    odd = [tuple(words[i] for i in order[k :: len(names)][:count]) for k in range(len(names))]
+    size = len(vocabulary.classes)
+    odd = [tuple(words[i] for i in order[k::size][:count]) for k in range(size)]
     classes = zip(vocabulary.classes, odd, strict=True)
     return replace(vocabulary, classes=tuple(own + more for own, more in classes))
 
@@ -265,11 +266,14 @@ def main() -> None:
     args = parser.parse_args()
     register_files(args.register)
     cfg = load_config(args.config_file, args.opts)
-    model = build_model(cfg)
     metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
+    vocabulary = dataset_vocabulary(metadata)
+    if vocabulary.background:
+        parser.error(f"{metadata.name} scores a background; take a data set without one")
+    model = build_model(cfg)
     samples = list(collect(cfg, model, args.every))
     print(f"{len(samples)} images", flush=True)
-    bench = Bench(model, samples, dataset_vocabulary(metadata), metadata.ignore_label)
+    bench = Bench(model, samples, vocabulary, metadata.ignore_label)
     bench.descriptions = dict(configured_descriptions(cfg))
     args.output.mkdir(parents=True, exist_ok=True)
     measures = {

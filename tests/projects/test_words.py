@@ -84,11 +84,20 @@ def test_the_background_is_what_was_not_asked_for(bench, measure):
 
 
 def test_odd_names_are_of_no_class(bench, measure):
-    asked = Vocabulary.from_names(CLASSES[:3])
+    asked = Vocabulary(((CLASSES[0], "heaven"), *((name,) for name in CLASSES[1:3])))
     vocabulary = measure.with_odd_names(bench.model, asked, 2, 0)
     names = [name for names in vocabulary.classes for name in names]
-    assert [names[0] for names in vocabulary.classes] == list(CLASSES[:3])
-    assert {len(names) for names in vocabulary.classes} == {3} and len(set(names)) == len(names)
+    assert [names[:-2] for names in vocabulary.classes] == list(asked.classes)
+    assert len(set(names)) == len(names) == 10
+
+
+def test_a_data_set_that_scores_a_background_is_refused(measure, monkeypatch, tmp_path, capsys):
+    """Its ids are one more than those of the classes."""
+    options = ["--config-file", "voc21/clearclip", "--relations", "x", "--output", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["measure.py", *options])
+    with pytest.raises(SystemExit):
+        measure.main()
+    assert "voc_2012_val_21_sem_seg scores a background; take" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["relations_scenes.json", "relations_camvid.json"])
