@@ -154,6 +154,11 @@ def _measure(args: argparse.Namespace, stop: Any) -> int:
     chosen = _chosen(args.classes, all_classes, metadata.stuff_classes)
     official = _only(all_classes, chosen)
     synonyms = _synonyms(args.synonyms, name)
+    if synonyms and len(synonyms.classes) != len(all_classes.classes):
+        raise ValueError(
+            f"the synonyms are of {len(synonyms.classes)} classes, and the data set has "
+            f"{len(all_classes.classes)}; give one entry a class, in the data set's order"
+        )
     settings, pool = _settings(args, model, official, synonyms and _only(synonyms, chosen))
     first = int(bool(official.background))
     ids = [*range(first), *(first + index for index in chosen)]
@@ -261,11 +266,6 @@ def _chosen(text: str | None, vocabulary: Any, names: Sequence[str]) -> list[int
 def _only(vocabulary: Any, chosen: Sequence[int]) -> Any:
     from dataclasses import replace
 
-    if max(chosen) >= len(vocabulary.classes):
-        raise ValueError(
-            f"the synonyms are of {len(vocabulary.classes)} classes and the data set has more; "
-            "give one entry a class, in the data set's order"
-        )
     return replace(vocabulary, classes=tuple(vocabulary.classes[index] for index in chosen))
 
 

@@ -201,6 +201,13 @@ def test_what_is_wrong_is_said_in_a_sentence(run, tmp_path, options, said):
     assert not (tmp_path / "robustness.json").exists()
 
 
+@pytest.mark.parametrize("names", [CLASSES[:-1], ("background", *CLASSES)])
+def test_synonyms_of_more_or_fewer_classes_are_refused(run, tmp_path, names):
+    (tmp_path / "names.json").write_text(json.dumps(names))
+    with pytest.raises(SystemExit, match=f"of {len(names)} classes, and the data set has 41; give"):
+        run(tmp_path, "--synonyms", str(tmp_path / "names.json"), "--classes", "sky,lawn")
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
