@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..errors import add_debug_option, path_argument
-from ..files import write_whole
+from ..files import require_writable, write_whole
 from ..predictor import FreeCPPredictor
 from ..presence import CONSISTENCY, PRESENCE_SCORES
 from ..stopping import Stop
@@ -97,6 +97,10 @@ def _tag(args: argparse.Namespace, faults: list[str], stop: Stop) -> None:
     """Do what the command line says; sentences about what failed are added to `faults`."""
     # Without a handler, warnings go to stderr; Detectron2's would be among the lines.
     register_files(args.register)
+    if args.output is not None:
+        if args.output.is_dir():
+            raise ValueError(f"--output {args.output} is a folder; name a file")
+        require_writable(args.output.parent)
     if args.top is not None and args.top < 1:
         raise ValueError(f"--top is {args.top}; it must be at least 1")
     if args.score == "local" and args.threshold is None and args.top is None:

@@ -90,6 +90,15 @@ def test_what_cannot_be_asked(folder, arguments, said):
         run("--input", video)
 
 
+def test_a_file_that_cannot_be_written_is_said_before_the_work(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(tag, "FreeCPPredictor", None)
+    with pytest.raises(SystemExit, match=f"--output {tmp_path} is a folder; name a file"):
+        run("--input", folder, "--output", tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match=f"{tmp_path / 'file'}: cannot be written"):
+        run("--input", folder, "--output", tmp_path / "file" / "tags.jsonl")
+
+
 def test_the_lines_are_alone_on_stdout(folder, capsys):
     """Without a GPU the device is a warning, which goes elsewhere."""
     run("--input", folder / "120.png", "--json", "--opts", "MODEL.DEVICE", "cuda")
