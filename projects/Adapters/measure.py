@@ -138,7 +138,6 @@ def measure(cfg: CfgNode, name: str, every: int, only: Sequence[str]) -> dict[st
     """Setting -> the mIoU of each order of the images; of one where the order does not matter."""
     model: FreeCP = build_model(cfg).eval()
     model.extensions = NO_EXTENSIONS
-    images = Images(cfg, model, name, every)
     streams = {
         setting: lambda build=build: [images.in_order(seed, build()) for seed in SEEDS]
         for setting, build in adapters(cfg, model).items()
@@ -146,6 +145,9 @@ def measure(cfg: CfgNode, name: str, every: int, only: Sequence[str]) -> dict[st
     still = {setting: lambda seen=seen: [images.viewed(*seen)] for setting, seen in VIEWS.items()}
     settings = {"base": lambda: [images.base()], "freecp": lambda: [images.in_order()]}
     settings |= streams | still
+    if unknown := [setting for setting in only if setting not in settings]:
+        raise ValueError(f"--only {unknown[0]!r}: choose from {'; '.join(settings)}")
+    images = Images(cfg, model, name, every)
     figures = {}
     for setting in only or settings:
         start = time.monotonic()

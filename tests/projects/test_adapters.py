@@ -57,3 +57,10 @@ def test_figures_are_written(script, tmp_path, capsys):
     written = json.loads((tmp_path / "scenes_val.json").read_text())
     assert len(written["base"]) == 1 and len(written["clip_ot"]) == 3
     assert capsys.readouterr().out.count("scenes_val ") == 2
+
+
+def test_a_setting_that_is_none_is_said_before_the_work(script, tmp_path, monkeypatch):
+    monkeypatch.setattr(script, "Images", None)
+    arguments = ["--config-file", "scenes/clearclip", "--output", str(tmp_path)]
+    with pytest.raises(SystemExit, match="--only 'tent': choose from base; freecp; clip_ot; "):
+        script.main([*arguments, "--only", "base", "tent", "--opts", *OPTS])
