@@ -68,6 +68,16 @@ class BaFTA:
 
 @ADAPTERS.register()
 def bafta(cfg: CfgNode, names: Sequence[str], text_encoder: TextEncoder) -> BaFTA:
-    """Of MODEL.FREECP.BAFTA."""
+    """Of MODEL.FREECP.BAFTA.
+
+    Raises:
+        ValueError: PRIOR is not above 0, or CERTAINTY none from 0 to 1.
+    """
     options = cfg.MODEL.FREECP.BAFTA
+    if not options.PRIOR > 0:
+        raise ValueError(f"MODEL.FREECP.BAFTA.PRIOR is {options.PRIOR}; it must be above 0")
+    if not 0 <= options.CERTAINTY <= 1:
+        raise ValueError(
+            f"MODEL.FREECP.BAFTA.CERTAINTY is {options.CERTAINTY}; it must be from 0 to 1"
+        )
     return BaFTA(options.PRIOR, options.CERTAINTY)

@@ -186,10 +186,17 @@ def test_what_cannot_be_is_said(opts, said):
         build_adapter(get_config("scenes/clearclip", opts))
 
 
-def test_kappa_is_a_share():
-    opts = ("MODEL.FREECP.ADAPTER", "clip_ot", "MODEL.FREECP.CLIP_OT.KAPPA", "1.5")
-    with pytest.raises(ValueError, match="KAPPA is 1.5"):
-        model_of(*opts)
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("clip_ot", "CLIP_OT.KAPPA", "1.5"),
+        ("bafta", "BAFTA.PRIOR", "0.0"),
+        ("bafta", "BAFTA.CERTAINTY", "50.0"),
+    ],
+)
+def test_an_option_out_of_range_is_named(name, key, value):
+    with pytest.raises(ValueError, match=f"MODEL.FREECP.{key} is {value}; it must be"):
+        model_of("MODEL.FREECP.ADAPTER", name, f"MODEL.FREECP.{key}", value)
 
 
 def test_others_can_be_registered():
