@@ -173,7 +173,8 @@ def _rank(args: argparse.Namespace, faults: list[str], stop: Stop) -> None:
             args.cover,
         )
         write_ranking(args.output / "ranking.csv", [r for _, r in ranked], args.score, names)
-        first = ranked[: args.pictures]
+        first, sheet = ranked[: args.pictures], args.output / "first.jpg"
+        sheet.unlink(missing_ok=True)  # of a former ranking
         if first:
             exif = segmenter.mapper.exif_orientation
             pictures = [as_pixels(job.source, exif) for job, _ in first]
@@ -182,7 +183,7 @@ def _rank(args: argparse.Namespace, faults: list[str], stop: Stop) -> None:
                 f"{place}. {record['scores'][args.score]:.2f} {_pair(record, names, ' / ')}"
                 for place, (_, record) in enumerate(first, start=1)
             ]
-            with whole_file(args.output / "first.jpg") as part:
+            with whole_file(sheet) as part:
                 contact_sheet(pictures, maps, titles).save(part, quality=90)
     print(f"{len(ranked)} of {len(jobs)} images: {args.output / 'ranking.csv'}")
 

@@ -102,6 +102,7 @@ def test_clip_sees_an_image_once_whatever_is_asked_for(tmp_path, images, looked_
     assert len(looked_at) == len(SEEDS)
     largest = read(output)
     assert run(images, output, "--score", "entropy", "--pictures", 0) == 0
+    assert not (output / "first.jpg").exists()  # it would be of the former ranking
     entropy = read(output)
     assert entropy[0][1] == "entropy" and entropy[1:] != largest[1:]
     values = [float(line[1]) for line in entropy[1:]]
