@@ -362,7 +362,4 @@ class FreeCP(nn.Module):
         views = self.extensions.views
         if views is None or base:
             return encoded
-        sides = self.window, self.stride
-        seen = views.added_to(encoded.batches, images, self.encoder, *sides, self.batch_size)
-        count = views.num_windows(encoded.num_windows, images, *sides)
-        return replace(encoded, batches=seen, num_windows=count)
+        return views.added_to(encoded, self.encoder, self.window, self.stride, self.batch_size)

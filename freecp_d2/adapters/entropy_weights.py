@@ -4,7 +4,7 @@ As printed, the paper's weight grows with uncertainty; this one grows with certa
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch import Tensor
 from ..clip import DenseCLIP, DenseFeatures
 from ..clip.text import TextEncoder
 from ..data.vocabulary import in_words
-from ..encoding import EncodedWindows, encode_windows
+from ..encoding import EncodedImages, EncodedWindows, encode_windows
 from ..sliding_window import Window, upsample, window_batches
 
 NAME = "entropy_weights"
@@ -57,37 +57,41 @@ class Views:
         return text_encoder.encode(entries).unflatten(0, (count, len(words)))
 
     def added_to(
-        self,
-        batches: Iterable[EncodedWindows],
-        images: Sequence[Tensor],
-        encoder: DenseCLIP,
-        window: int,
-        stride: int,
-        batch_size: int,
-    ) -> Iterator[EncodedWindows]:
-        """The windows of images (3, H, W), and after each batch of them their other views."""
-        for batch in batches:
-            yield from self._with_mirrored(batch, encoder)
-        for scale in self.scales:
-            for windows in window_batches(images, *_at_scale(scale, window, stride), batch_size):
-                pixels = torch.stack([images[w.image][:, w.rows, w.columns] for w in windows])
-                size = [
-                    max(patch, round(side * scale))
-                    for side, patch in zip(windows[0].size, encoder.patch_size, strict=True)
-                ]
-                pixels = F.interpolate(
-                    pixels, size, mode="bilinear", align_corners=False, antialias=True
-                )
-                yield from self._with_mirrored(encode_windows(encoder, windows, pixels), encoder)
-
-    def num_windows(self, plain: int, images: Sequence[Tensor], window: int, stride: int) -> int:
-        """How many :meth:`added_to` gives, of `plain` windows without views among them."""
-        scaled = (
-            len(batch)
+        self, encoded: EncodedImages, encoder: DenseCLIP, window: int, stride: int, batch_size: int
+    ) -> EncodedImages:
+        """The same images with all views of their windows, encoded when they are asked for."""
+        scaled = [
+            (scale, windows)
             for scale in self.scales
-            for batch in window_batches(images, *_at_scale(scale, window, stride), 1)
+            for windows in window_batches(
+                encoded.images, round(window / scale), round(stride / scale), batch_size
+            )
+        ]
+        count = encoded.num_windows + sum(len(windows) for _, windows in scaled)
+        return replace(
+            encoded,
+            num_windows=count * (1 + self.flip),
+            batches=self._views(encoded, scaled, encoder),
         )
-        return (plain + sum(scaled)) * (1 + self.flip)
+
+    def _views(
+        self,
+        encoded: EncodedImages,
+        scaled: Sequence[tuple[float, list[Window]]],
+        encoder: DenseCLIP,
+    ) -> Iterator[EncodedWindows]:
+        for batch in encoded.batches:
+            yield from self._with_mirrored(batch, encoder)
+        for scale, windows in scaled:
+            pixels = torch.stack([encoded.images[w.image][:, w.rows, w.columns] for w in windows])
+            size = [
+                max(patch, round(side * scale))
+                for side, patch in zip(windows[0].size, encoder.patch_size, strict=True)
+            ]
+            pixels = F.interpolate(
+                pixels, size, mode="bilinear", align_corners=False, antialias=True
+            )
+            yield from self._with_mirrored(encode_windows(encoder, windows, pixels), encoder)
 
     def _with_mirrored(self, batch: EncodedWindows, encoder: DenseCLIP) -> Iterator[EncodedWindows]:
         yield batch
@@ -102,10 +106,6 @@ class Views:
                 features=features,
                 reread=features.reread,
             )
-
-
-def _at_scale(scale: float, window: int, stride: int) -> tuple[int, int]:
-    return round(window / scale), round(stride / scale)
 
 
 def unmirrored(features: DenseFeatures) -> DenseFeatures:

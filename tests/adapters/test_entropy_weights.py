@@ -97,10 +97,11 @@ def test_scales_and_template_sets_are_windows_more():
     model = build_model(cfg)
     model.set_vocabulary(as_vocabulary(WORDS))
     image = torch.from_numpy(draw_scene(120).image).permute(2, 0, 1)
-    encoded = model.encode([{"image": image}])
+    told = []
+    encoded = model.encode([{"image": image}], windows_done=lambda *counts: told.append(counts))
     sizes = [b.windows[0].size for b in encoded.batches for _ in b.windows]
     assert len(sizes) == 2 * (3 + 1 + len(windows_of(0, (224, 288), 179, 45)))
-    assert encoded.num_windows == len(sizes)
+    assert told[-1] == (len(sizes), len(sizes)) and encoded.num_windows == len(sizes)
     assert set(sizes) == {(224, 224), (224, 288), (179, 179)}
     grids = {b.windows[0].size: b.grid for b in encoded.batches}
     patch = model.encoder.patch_size[0]
