@@ -206,8 +206,9 @@ class Counts:
         """Count an image.
 
         Args:
-            record: of :func:`.records.image_record`. With a scored background, which is class 0,
-                one class less is purified than there are; the background itself does not count.
+            record: of :func:`.records.image_record`, with its seconds. With a scored background,
+                which is class 0, one class less is purified than there are; the background itself
+                does not count.
         """
         confusion = confusion_of(record, len(self.confusion))
         self.confusion += confusion

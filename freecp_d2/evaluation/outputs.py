@@ -48,7 +48,6 @@ def record_of(
     predicted: Tensor,
     dataset: SemSegDataset,
     category_ids: Mapping[int, int] | None,
-    seconds: Mapping[str, float],
 ) -> dict[str, Any]:
     """The record of an image (:func:`.records.image_record`), with `details` where there are any.
 
@@ -59,7 +58,6 @@ def record_of(
             as :meth:`freecp_d2.FreeCP.segment` has them.
         predicted: (H, W) integers, class ids, of :func:`label_map_of`.
         category_ids: class id -> category id of the `segments`; None: there are none.
-        seconds: stage of the model -> time.
 
     Raises:
         ImageFault: the ground truth cannot be read, is of another size than the prediction, or
@@ -71,7 +69,7 @@ def record_of(
     confusion = dataset.confusion(file, predicted, truth)
     ignored = predicted.numel() - int(confusion.sum())
     kept, losses = _purification(output, dataset)
-    record = image_record(file, confusion, ignored, kept, losses, seconds)
+    record = image_record(file, confusion, ignored, kept, losses)
     details = _details(output, predicted, truth, dataset)
     if details:
         record["details"] = details

@@ -28,9 +28,8 @@ def image_record(
     ignored: int,
     kept: Mapping[str, np.ndarray],
     losses: Iterable[tuple[int, int]],
-    seconds: Mapping[str, float],
 ) -> dict[str, Any]:
-    """An image as JSON has it.
+    """An image as JSON has it, but for `seconds`: stage of the model -> time.
 
     Args:
         file: the image's.
@@ -39,7 +38,6 @@ def image_record(
         kept: stage -> (C,) bool, the classes that stayed after it; C is K, or K - 1 where a
             background is scored.
         losses: (loser, winner) class ids of the ambiguity stage; each pair counts once.
-        seconds: stage of the model -> time.
     """
     rows, columns = confusion.nonzero()
     cells = [rows.tolist(), columns.tolist(), confusion[rows, columns].tolist()]
@@ -48,7 +46,7 @@ def image_record(
         record["kept"] = {stage: flags.nonzero()[0].tolist() for stage, flags in kept.items()}
         record["purifiable"] = len(next(iter(kept.values())))
         record["losses"] = sorted([a, b] for a, b in {*losses} if a != b)
-    return record | {"seconds": dict(seconds)}
+    return record
 
 
 def confusion_of(record: Mapping[str, Any], num_classes: int) -> np.ndarray:

@@ -229,11 +229,10 @@ class FreeCPSemSegEvaluator(DatasetEvaluator):
             ValueError: a prediction has another number of classes, or the image is none of the
                 data set's.
         """
-        since = self._seconds_since()
         for x, output in zip(inputs, outputs, strict=True):
             predicted = label_map_of(output, self._dataset)
-            record = record_of(x, output, predicted, self._dataset, self._category_ids, since)
-            since = Counter()
+            record = record_of(x, output, predicted, self._dataset, self._category_ids)
+            record["seconds"] = self._seconds_since()  # also those of images that failed before it
             self._add(record, predicted)
             if self._journal is not None:
                 self._journal.add(record)

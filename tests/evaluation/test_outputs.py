@@ -14,7 +14,7 @@ def record(name: str, output: dict) -> dict:
     """Of the only image of a data set."""
     dataset = load_dataset(name)
     (image,) = DatasetCatalog.get(name)
-    return record_of(image, output, label_map_of(output, dataset), dataset, None, {})
+    return record_of(image, output, label_map_of(output, dataset), dataset, None)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from freecp_d2.cli.evaluate import Trainer
+from freecp_d2.cli.evaluate import Trainer, evaluate_images
 from freecp_d2.config import load_config
 from freecp_d2.evaluation import FreeCPSemSegEvaluator, load_label_map
 
@@ -229,6 +229,24 @@ def test_results_are_written(register, tmp_path):
     assert float(rows[0]["IoU"]) == pytest.approx(expected["IoU-a"], abs=1e-9)
     assert rows[2]["IoU"] == "" and float(rows[3]["IoU"]) == 0
     assert int(rows[1]["pixels"]) == sum(int((truth == 1).sum()) for truth in truths)
+
+
+def test_seconds_of_an_image_that_failed_are_reported(register, tmp_path):
+    """Images go through the model at once, and the first to be counted has the time of all."""
+    name = register(tmp_path, [np.zeros((2, 2))] * 3)
+    records = DatasetCatalog.get(name)
+    Path(records[0]["sem_seg_file_name"]).write_bytes(b"no")
+    seconds = {"encode": 0.0}
+    evaluator = FreeCPSemSegEvaluator(name, stage_seconds=lambda: seconds)
+    evaluator.reset()
+
+    def model(images: list[dict]) -> list[dict]:
+        seconds["encode"] += 2.0 * len(images)
+        return [{"label_map": torch.zeros(2, 2, dtype=torch.long)} for _ in images]
+
+    evaluate_images(model, records, evaluator)
+    evaluator.evaluate()
+    assert evaluator.results["seconds_per_image"] == {"encode": 3.0}  # 6 of 2 images
 
 
 def test_everything_ignored_is_null(register, tmp_path):
