@@ -90,6 +90,7 @@ def load_runs(files: Sequence[Path]) -> list[Run]:
     """
     names = [str(path.parent if path.name == "results.json" else path) for path in files]
     if len(names) > 1:
+        names = [os.path.abspath(name) for name in names]  # some may be relative, others not
         common = os.path.commonpath(names)
         names = [os.path.relpath(name, common) for name in names]
     return [Run(path, name, load_results(path)) for path, name in zip(files, names, strict=True)]

@@ -160,7 +160,7 @@ def test_the_base_is_of_the_same_method_data_and_clip():
     assert base_of(same, [paper, same]) is None
 
 
-def test_which_files_are_taken(output, tmp_path):
+def test_which_files_are_taken(output, tmp_path, monkeypatch):
     several = write(tmp_path / "two", "a", result()), write(tmp_path / "two", "b", result())
     file = output / "freecp" / "results.json"
     paths = [output / "freecp", file, output / "notes.txt", tmp_path / "two", tmp_path / "no.json"]
@@ -170,6 +170,9 @@ def test_which_files_are_taken(output, tmp_path):
     renamed = tmp_path / "two" / "mine.json"
     renamed.write_text(json.dumps(result()))
     assert [run.name for run in load_runs([several[0], renamed])] == ["a", "mine.json"]
+    monkeypatch.chdir(tmp_path / "two")
+    here = Path("a", "results.json")
+    assert [run.name for run in load_runs([here, renamed])] == ["a", "mine.json"]
 
 
 @pytest.mark.parametrize(
