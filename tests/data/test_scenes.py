@@ -1,7 +1,9 @@
 """The synthetic scenes: the same bits everywhere, exact labels, and files that appear whole."""
 
 import hashlib
+import importlib
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -154,3 +156,13 @@ def test_several_writers_at_once(tmp_path):
     assert all(result == results[0] for result in results)
     assert [path.name for path in tmp_path.iterdir()] == ["val"]
     assert len(list((tmp_path / "val" / "images").iterdir())) == 3
+
+
+def test_the_home_folder_of_the_root(monkeypatch):
+    """As of the benchmarks; not a folder that is called "~"."""
+    for names in (DatasetCatalog, MetadataCatalog):
+        monkeypatch.delitem(names.data, "scenes_val")
+    monkeypatch.setenv("DETECTRON2_DATASETS", "~/sets")
+    importlib.reload(catalog)
+    root = MetadataCatalog.get("scenes_val").image_root
+    assert root == str(Path.home() / "sets" / "scenes" / "val" / "images")

@@ -8,6 +8,7 @@ from PIL import Image
 
 from ...files import whole_folder
 from ...progress import progress
+from ..benchmarks.files import datasets_root
 from .classes import CLASSES, COLORS
 from .scene import HEIGHT, WIDTH, draw_scene
 
@@ -66,4 +67,4 @@ def _file_name(seed: int) -> str:
 
 
 if "scenes_val" not in DatasetCatalog:
-    register_scenes(os.environ.get("DETECTRON2_DATASETS", "datasets"))
+    register_scenes(datasets_root())
