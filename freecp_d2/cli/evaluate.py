@@ -142,8 +142,9 @@ def evaluate(args: argparse.Namespace) -> dict:
     Raises:
         OSError: something could not be read or written.
         SystemExit: with 130 or 143, after the image at hand, where a signal came.
-        ValueError: DATASETS.TEST is empty, or a file of --register wants a package that is not
-            there; see also :meth:`FreeCPSemSegEvaluator.resume`.
+        ValueError: DATASETS.TEST is empty, an adapter is to run on several ranks, whose images have
+            no common order, or a file of --register wants a package that is not there; see also
+            :meth:`FreeCPSemSegEvaluator.resume`.
     """
     results, _ = _evaluate(args)
     return results
@@ -174,6 +175,11 @@ def _evaluate(args: argparse.Namespace) -> tuple[dict, int]:
             raise ValueError(
                 f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} has no vocabulary; choose "
                 "FreeCP"
+            )
+        if model.words.adapter is not None and comm.get_world_size() > 1:
+            raise ValueError(
+                f"MODEL.FREECP.ADAPTER {cfg.MODEL.FREECP.ADAPTER} follows the order of the images, "
+                f"and there are {comm.get_world_size()} ranks; evaluate with --num-gpus 1"
             )
         facts = facts_of(cfg, model)
         for evaluator in evaluators:
@@ -252,17 +258,11 @@ def stream_of(
     """Of a model with an adapter, which has then seen the images of `done`; else None.
 
     Raises:
-        ValueError: there are several ranks, whose images have no common order; or see
-            :meth:`.Stream.resume`.
+        OSError, ValueError: see :meth:`.Stream.resume`.
     """
     adapter = model.words.adapter
     if adapter is None:
         return None
-    if comm.get_world_size() > 1:
-        raise ValueError(
-            f"MODEL.FREECP.ADAPTER {cfg.MODEL.FREECP.ADAPTER} follows the order of the images, "
-            f"and there are {comm.get_world_size()} ranks; evaluate with --num-gpus 1"
-        )
     stream = Stream(adapter, evaluator.records_folder / STATE)
     mapper = InferenceMapper(cfg)
     records = {r["file_name"]: r for r in DatasetCatalog.get(dataset_name)}

@@ -2,9 +2,11 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from detectron2.utils import comm
 
 from freecp_d2.cli import evaluate
 from freecp_d2.evaluation.records import Records
@@ -80,6 +82,15 @@ def test_a_resumed_evaluation_gives_the_same_bits(
     assert not (tmp_path / "killed" / "results.json").exists()
     assert run(register, tmp_path / "killed", "--resume") == 0
     assert figures(tmp_path / "killed") == expected
+
+
+def test_several_ranks_are_refused_before_anything_is_removed(register, tmp_path, monkeypatch):
+    several = SimpleNamespace(**{**vars(comm), "get_world_size": lambda: 2})
+    monkeypatch.setattr(evaluate, "comm", several)
+    (tmp_path / "results.json").write_text("of an earlier run")
+    with pytest.raises(SystemExit, match="bafta follows .* 2 ranks; evaluate with --num-gpus 1"):
+        run(register, tmp_path)
+    assert (tmp_path / "results.json").read_text() == "of an earlier run"
 
 
 def test_a_stream_begins_empty_and_knows_its_order(tmp_path):
