@@ -101,9 +101,10 @@ class Records:
                     yield record
 
     def in_order(self, files: Sequence[str]) -> Iterator[dict[str, Any]]:
-        """The same in the order of `files`, one in memory at a time."""
+        """Those of `files` in their order, one in memory at a time."""
         places = {file: place for place, file in enumerate(files)}
         yield from Index(
             record | {"id": f"{places[record['file_name']]:012d}", "time": 0.0}
             for record in self.evaluated()
+            if record["file_name"] in places
         )

@@ -184,6 +184,24 @@ def test_to_resume_takes_a_folder_and_a_model(name, tmp_path):
         FreeCPSemSegEvaluator(name, output_dir=tmp_path).resume()
 
 
+def test_an_image_that_the_data_set_no_longer_has(name, tmp_path):
+    """As after one that was taken out; its record is neither counted nor written."""
+    evaluator = evaluator_of(name, tmp_path)
+    evaluator.reset()
+    records = DatasetCatalog.get(name)
+    process(evaluator, records)
+    taken = records.pop(4)
+    try:
+        again = evaluator_of(name, tmp_path)
+        assert taken["file_name"] not in again.resume()
+        again.evaluate()
+    finally:
+        records.insert(4, taken)
+    segments = json.loads((tmp_path / "sem_seg_predictions.json").read_text())
+    assert len({segment["file_name"] for segment in segments}) == IMAGES - 1
+    assert json.loads((tmp_path / "results.json").read_text())["images"] == IMAGES - 1
+
+
 def test_images_that_failed_are_named_and_tried_again(name, tmp_path, undisturbed, caplog):
     records = DatasetCatalog.get(name)
     evaluator = evaluator_of(name, tmp_path)
