@@ -93,17 +93,19 @@ def label_settings(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def evaluation_settings(
-    dataset_name: str, coco_predictions: bool, facts: Mapping[str, Any]
+    dataset_name: str, ignore_label: int | None, coco_predictions: bool, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What the records of an evaluation depend on, flat.
 
     Args:
+        ignore_label: of the data set's metadata.
         facts: of :func:`facts_of`, or none of them.
     """
     test = facts.get("config", {}).get("TEST", {})
     details = {f"TEST.{key}": test.get(key) for key in ("PRESENCE", "SEPARABILITY")}
     return {
         "data set": dataset_name,
+        "ignore_label": ignore_label,
         "--coco-predictions": coco_predictions,
         **{key: asked for key, asked in details.items() if asked},
         **label_settings(facts),

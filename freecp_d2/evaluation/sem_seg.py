@@ -174,7 +174,8 @@ class FreeCPSemSegEvaluator(DatasetEvaluator):
 
     def _settings(self) -> dict[str, Any]:
         coco_predictions = self._category_ids is not None
-        return evaluation_settings(self._dataset.name, coco_predictions, self.facts)
+        name, ignore_label = self._dataset.name, self._dataset.ignore_label
+        return evaluation_settings(name, ignore_label, coco_predictions, self.facts)
 
     def flush(self) -> None:
         """Close this rank's records, before the process ends without :meth:`evaluate`."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from freecp_d2.evaluation import FreeCPSemSegEvaluator
@@ -167,6 +167,14 @@ def test_another_data_set_is_refused(name, register, tmp_path):
     other = register(tmp_path / "other", [np.zeros((2, 2), int)])
     with pytest.raises(ValueError, match=r"\(data set\)"):
         evaluator_of(other, tmp_path / "out").resume()
+
+
+def test_another_ignore_label_is_refused(name, tmp_path, monkeypatch):
+    """The records' pixels were counted with the former one."""
+    evaluator_of(name, tmp_path).reset()
+    monkeypatch.setitem(vars(MetadataCatalog.get(name)), "ignore_label", 0)
+    with pytest.raises(ValueError, match=r"\(ignore_label\)"):
+        evaluator_of(name, tmp_path).resume()
 
 
 def test_device_and_folders_do_not_matter(name, tmp_path):
