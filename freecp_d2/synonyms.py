@@ -12,9 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-THRESHOLD = 0.1
-"""The paper's."""
-
 
 def check_synonym_threshold(threshold: float) -> float:
     """`threshold`, MODEL.FREECP.SYNONYM_THRESHOLD.
