@@ -14,7 +14,8 @@ from pathlib import Path
 
 LOCK = ".lock"
 """The file in a folder that is locked; it names who holds it, or held it last."""
-_held: set[str] = set()
+_held: dict[str, int] = {}
+"""What this process holds: the path of each lock, and its descriptor."""
 _held_lock = threading.Lock()
 log = logging.getLogger(__name__)
 
@@ -41,16 +42,17 @@ def locked(folder: Path, what: str) -> Iterator[None]:
     path = folder / LOCK
     name = os.path.realpath(path)
     with _held_lock:
-        # Locks of a file are the process's: a second one would be granted, and end the first.
+        # Locks of a file are the process's: a second one would be granted, and the first ends when
+        # any descriptor of the file is closed.
         if name in _held:
-            raise _in_use(folder, path.read_bytes())
+            raise _in_use(folder, _holder(_held[name]))
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             _lock(descriptor, folder)
         except OSError:
             os.close(descriptor)
             raise
-        _held.add(name)
+        _held[name] = descriptor
     try:
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         holder = {"what": what, "process": os.getpid(), "host": socket.gethostname()}
@@ -60,7 +62,7 @@ def locked(folder: Path, what: str) -> Iterator[None]:
     finally:
         with _held_lock:
             os.close(descriptor)
-            _held.discard(name)
+            del _held[name]
 
 
 def _lock(descriptor: int, folder: Path) -> None:
@@ -68,13 +70,17 @@ def _lock(descriptor: int, folder: Path) -> None:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EAGAIN):
-            raise _in_use(folder, os.pread(descriptor, 65536, 0)) from None
+            raise _in_use(folder, _holder(descriptor)) from None
         if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
             raise
         log.warning(
             "%s: this file system locks no files (%s); see that no other run writes there",
             *(folder, error.strerror),
         )
+
+
+def _holder(descriptor: int) -> bytes:
+    return os.pread(descriptor, 65536, 0)
 
 
 def _in_use(folder: Path, holder: bytes) -> FolderInUseError:

@@ -5,6 +5,8 @@ import fcntl
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from multiprocessing.connection import Connection
@@ -12,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from freecp_d2.locks import FolderInUseError, locked
+from freecp_d2.locks import LOCK, FolderInUseError, locked
 
 
 def _hold(folder: Path, pipe: Connection) -> None:
@@ -97,6 +99,16 @@ def test_threads_are_refused_too_and_the_lock_stays(tmp_path):
     assert len(refused) == 2 and all("in use by first" in sentence for sentence in refused)
     second()
     assert len(refused) == 2
+
+
+def test_a_refused_thread_lets_no_other_process_in(tmp_path):
+    take = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'r+'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    with locked(tmp_path, "first"):
+        with pytest.raises(FolderInUseError), locked(tmp_path, "second"):
+            pass
+        command = [sys.executable, "-c", take, tmp_path / LOCK]
+        other = subprocess.run(command, capture_output=True, text=True)
+    assert "BlockingIOError" in other.stderr
 
 
 def test_an_error_ends_the_lock(tmp_path):
