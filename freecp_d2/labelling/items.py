@@ -186,10 +186,11 @@ def _entries_of(
         from .remote import entries_below
 
         return partial(entries_below, name, output)
+    output = os.path.realpath(output) if output else ""
     if os.path.isdir(name):
-        return partial(_below, name, os.path.realpath(output) if output else "")
+        return partial(_below, name, output)
     if glob.has_magic(name):
-        return lambda: (Entry(f) for f in sorted(glob.glob(name, recursive=True)) if is_image(f))
+        return partial(_matching, name, output)
     raise FileNotFoundError(
         f"--input {os.fspath(source)!r}: no such folder, pattern or list ({', '.join(LISTS)}); "
         "check the path"
@@ -206,6 +207,14 @@ def _below(folder: str, output: str) -> Iterator[Entry]:
             if os.path.realpath(path) != output:
                 yield from _below(path, output)
         elif is_image(path):
+            yield Entry(path)
+
+
+def _matching(pattern: str, output: str) -> Iterator[Entry]:
+    """The images that a pattern names, without those below `output`."""
+    for path in sorted(glob.glob(pattern, recursive=True)):
+        inside = output and os.path.realpath(path).startswith(f"{output}/")
+        if is_image(path) and not inside:
             yield Entry(path)
 
 

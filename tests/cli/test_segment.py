@@ -161,6 +161,7 @@ def test_inputs_are_files_folders_and_patterns(tmp_path, images):
     assert names(images) == (every, ["notes.txt", "scan"])
     assert names(images / "*" / "x.png", images / "a" / "x.png") == (["a/x.png", "b/x.png"], [])
     assert names(images / "*") == (["y.jpg"], ["notes.txt", "scan"])
+    assert names(images / "**/*.png") == (every[:3], [])
     assert names(images, images / "scan") == ([*every, "scan"], ["notes.txt"])
     assert names(images / "notes.txt") == (["notes.txt"], [])
 

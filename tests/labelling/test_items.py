@@ -62,6 +62,7 @@ def test_a_pattern(tmp_path):
     touch(tmp_path, "a/1.jpg", "a/2.png", "b/3.jpg", "b/c/4.jpg", "b/5.txt")
     assert ids(f"{tmp_path}/**/*.jpg") == ["a/1", "b/3", "b/c/4"]
     assert ids(f"{tmp_path}/b/*") == ["3"]
+    assert ids(f"{tmp_path}/**/*.jpg", tmp_path / "b/c") == ["a/1", "b/3"]  # the output, again
 
 
 def test_a_list(tmp_path):

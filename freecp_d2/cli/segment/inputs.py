@@ -76,13 +76,13 @@ def find_inputs(inputs: Sequence[str | Path], output: Path) -> Inputs:
             roots.append(path)
             kind, files = "image", images
             every = [p for p in path.rglob("*") if not _is_hidden(p.relative_to(path))]
-            every = [p for p in every if output.resolve() not in p.resolve().parents]
             fault = "no image in this folder"
         else:
             roots.append(_before_wildcards(path))
             every = [Path(p) for p in glob.glob(str(path), recursive=True)]
             fault = f"no such file or folder, and no {kind} matches it as a pattern"
         suffixes = VIDEO_SUFFIXES if kind == "video" else image_suffixes()
+        every = [p for p in every if output.resolve() not in p.resolve().parents]
         every = sorted(p for p in every if p.is_file())
         wanted = [p for p in every if p.suffix.lower() in suffixes]
         others = [p for p in every if p.suffix.lower() not in suffixes]
