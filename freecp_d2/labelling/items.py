@@ -233,7 +233,7 @@ def _listed(list_file: str) -> Iterator[Entry]:
     given: tuple[bool, bool] | None = None
     record: dict[str, Any]
     try:
-        with fsspec.open(list_file, "rt", encoding="utf-8", errors="surrogateescape") as lines:
+        with fsspec.open(list_file, "rt", encoding="utf-8-sig", errors="surrogateescape") as lines:
             for number, line in enumerate(lines, start=1):
                 if not line.strip():
                     continue
@@ -251,7 +251,7 @@ def _listed(list_file: str) -> Iterator[Entry]:
                     raise ValueError(
                         f"{place}: id and image_id are of all images of a list, or of none"
                     )
-                path = name if "://" in name else posixpath.join(folder, name)
+                path = name if "://" in name else _absolute(posixpath.join(folder, name))
                 yield Entry(path, id=id, image_id=image_id)
     except FileNotFoundError:
         raise FileNotFoundError(f"--input {list_file}: no such list; check the path") from None

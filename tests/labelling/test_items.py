@@ -73,6 +73,14 @@ def test_a_list(tmp_path):
     assert items[0].file_name == f"{tmp_path}/a/1.jpg"
 
 
+def test_a_list_of_windows_and_of_paths_upwards(tmp_path):
+    touch(tmp_path, "lists/1.jpg", "photos/2.jpg")
+    (tmp_path / "lists/list.txt").write_text("1.jpg\n../photos/2.jpg\n", encoding="utf-8-sig")
+    items = list(read_items(tmp_path / "lists/list.txt"))
+    assert [item.id for item in items] == ["lists/1", "photos/2"]
+    assert items[1].file_name == f"{tmp_path}/photos/2.jpg"
+
+
 def test_a_list_of_objects(tmp_path):
     lines = [
         {"file_name": "x/1.jpg", "id": "train/one", "image_id": 7},
