@@ -99,7 +99,6 @@ def job_of(args: argparse.Namespace) -> Job:
     if background is not False:
         chosen = chooses_background(background)
         opts += ["MODEL.FREECP.BACKGROUND", background if chosen else ""]
-        background = False if chosen else background
     cfg: CfgNode = load_config(config_path(args.config_file), opts)
     if args.vocabulary is None:
         vocabulary = configured_vocabulary(cfg)
@@ -109,7 +108,8 @@ def job_of(args: argparse.Namespace) -> Job:
     if args.tars < 0:
         raise ValueError(f"--tars {args.tars}: give the number of images in each")
     outputs = Outputs(args.min_confidence, args.scores, args.coco)
-    vocabulary = with_background(vocabulary, background)
+    if not cfg.MODEL.FREECP.BACKGROUND:  # else the model chooses
+        vocabulary = with_background(vocabulary, background)
     return Job(cfg, source, args.output, vocabulary, outputs, args.tars)
 
 

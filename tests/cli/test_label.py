@@ -13,7 +13,7 @@ from PIL import Image
 
 import freecp_d2.background
 from freecp_d2 import FreeCPPredictor
-from freecp_d2.cli.label import main
+from freecp_d2.cli.label import job_of, main, parse_args
 from freecp_d2.data.scenes.scene import draw_scene
 
 OPTS = ["--opts", "MODEL.DEVICE", "cpu", "MODEL.CLIP.TEXT_CACHE", ""]
@@ -72,6 +72,21 @@ def test_the_background_may_be_chosen(tmp_path, photos, monkeypatch):
     content = json.loads((out / "sem_seg.json").read_text())
     assert content["stuff_classes"] == ["background", "sky", "lawn", "road", "sand"]
     assert run(*arguments, "--background", "random", opts=opts) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "warned"),
+    [
+        ([], True),
+        (["--background"], False),
+        (["--background", "auto"], False),
+        (["--opts", "MODEL.FREECP.BACKGROUND", "auto"], False),
+    ],
+)
+def test_a_background_that_is_chosen_is_one(caplog, given, warned):
+    argv = ["--config-file", "scenes/clearclip", "--vocabulary", "sky", "--input", "photos"]
+    job_of(parse_args([*argv, "--output", "labels", *given]))
+    assert ("one class and no background" in caplog.text) == warned
 
 
 def test_again_does_nothing_again_and_another_configuration_is_refused(tmp_path, photos, capsys):
