@@ -80,6 +80,10 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
     args = parse_words(parser, sys.argv[1:] if argv is None else argv)
     if args.num_machines > 1 and args.dist_url == "auto":
         parser.error("several machines need --dist-url tcp://<the first's address>:<port>")
+    if args.ray is None and (args.actors, args.gpu_share) != (None, None):
+        parser.error("--actors and --gpu-share are of --ray; add it, or take --num-gpus")
+    if args.ray is not None and (args.num_gpus, args.num_machines) != (1, 1):
+        parser.error("--ray knows no --num-gpus and --num-machines; take --actors")
     args.job = job_token(args)
     return args
 

@@ -177,6 +177,15 @@ def test_two_processes_are_as_one(tmp_path, photos):
         assert (one / name).read_bytes() == (two / name).read_bytes()
 
 
+@pytest.mark.parametrize(
+    "given",
+    [["--actors", "3"], ["--gpu-share", "0.5"], ["--ray", "--num-gpus", "2"]],
+)
+def test_options_of_one_runner_are_not_given_to_the_other(given, capsys):
+    assert run("--input", "photos", "--output", "labels", "--vocabulary", WORDS, *given) == 2
+    assert given[-2] in capsys.readouterr().err.splitlines()[-1]
+
+
 @pytest.mark.parametrize(("given", "address"), [(["--ray"], None), (["--ray", "a:1"], "a:1")])
 def test_ray_is_asked_and_its_end_is_told(given, address, monkeypatch, capsys):
     asked = []
