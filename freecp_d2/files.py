@@ -166,7 +166,7 @@ def require_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise type(error)(
-            f"{folder}: cannot be written ({error.strerror}); choose another OUTPUT_DIR"
+            f"{folder}: cannot be written ({error.strerror}); choose another folder"
         ) from None
 
 

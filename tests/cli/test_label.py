@@ -146,7 +146,7 @@ def test_failures_are_named_and_counted(tmp_path, photos, capsys):
         (["--input", "photos", "--tars", "-1"], "--tars -1"),
         (["--input", "photos", "--vocabulary", "sky,,lawn"], "no name beside a comma"),
         (["--input", "photos", "--register", "none.py"], "none.py"),
-        (["--input", "photos", "--output", "photos/1000.png"], "photos/1000.png"),
+        (["--input", "photos", "--output", "photos/1000.png"], "choose another folder"),
         (["--input", "photos", "--output", "photos/1000.png/x"], "photos/1000.png"),
     ],
 )

@@ -358,7 +358,7 @@ def test_a_folder_that_cannot_be_written(register, tmp_path):
     name = register(tmp_path, [np.zeros((2, 2))])
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "out"):
-        with pytest.raises(OSError, match="cannot be written .*choose another OUTPUT_DIR") as error:
+        with pytest.raises(OSError, match="cannot be written .*choose another folder") as error:
             FreeCPSemSegEvaluator(name, output_dir=folder)
         assert str(folder) in str(error.value)
 
