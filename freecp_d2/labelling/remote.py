@@ -59,15 +59,15 @@ class RemoteStore:
         self._counted: tuple[float, int] = (-np.inf, 0)
 
     def write(self, name: str, content: bytes) -> None:
-        with _os_errors(f"{self.url}/{name}"):
+        with os_errors(f"{self.url}/{name}"):
             self.fs.pipe_file(self._path(name), content)
 
     def upload(self, name: str, file: Path) -> None:
-        with _os_errors(f"{self.url}/{name}"):
+        with os_errors(f"{self.url}/{name}"):
             self.fs.put_file(str(file), self._path(name))
 
     def read(self, name: str) -> bytes:
-        with _os_errors(f"{self.url}/{name}"):
+        with os_errors(f"{self.url}/{name}"):
             return self.fs.cat_file(self._path(name))
 
     def exists(self, name: str) -> bool:
@@ -85,7 +85,7 @@ class RemoteStore:
             place = np.searchsorted(names, hashed)
             if place < len(names) and names[place] == hashed:
                 return True
-        with _os_errors(f"{self.url}/{name}"):
+        with os_errors(f"{self.url}/{name}"):
             return self.fs.exists(self._path(name))
 
     def journals(self, folder: str) -> list[str]:
@@ -102,7 +102,7 @@ class RemoteStore:
         damaged = 0
         for start in range(0, len(chunks), CHUNKS_AT_ONCE):
             group = [self._path(f"{name}/{c}") for c in chunks[start : start + CHUNKS_AT_ONCE]]
-            with _os_errors(f"{self.url}/{name}"):
+            with os_errors(f"{self.url}/{name}"):
                 contents = self.fs.cat_ranges(group, 0, None, on_error="raise")
             for content in contents:
                 for line in content.splitlines(keepends=True):
@@ -174,7 +174,7 @@ class RemoteStore:
             FileExistsError: it is, where the file system can tell.
             OSError: it cannot be written.
         """
-        with _os_errors(f"{self.url}/{name}"):
+        with os_errors(f"{self.url}/{name}"):
             self.fs.pipe_file(self._path(name), content, mode="create")
 
     def _renew(self, holder: Mapping[str, Any], end: threading.Event) -> None:
@@ -192,7 +192,7 @@ class RemoteStore:
 
     def _remove(self, name: str) -> None:
         try:
-            with _os_errors(f"{self.url}/{name}"):
+            with os_errors(f"{self.url}/{name}"):
                 self.fs.rm_file(self._path(name))
         except FileNotFoundError:
             pass
@@ -214,7 +214,7 @@ class RemoteStore:
         return np.sort(np.frombuffer(hashes, dtype=np.uint64))
 
     def _below(self, folder: str) -> Iterator[Mapping[str, Any]]:
-        with _os_errors(f"{self.url}/{folder}"):
+        with os_errors(f"{self.url}/{folder}"):
             yield from _objects_below(self.fs, self._path(folder))
 
 
@@ -279,7 +279,7 @@ def entries_below(url: str, output: str) -> Iterator[Entry]:
     """
     fs, root = _file_system(url.rstrip("/"))
     left_out = f"{fs._strip_protocol(output)}/" if "://" in output else None
-    with _os_errors(url):
+    with os_errors(url):
         if any(sign in root for sign in "*?["):
             infos = iter(fs.glob(root, detail=True).values())
             root = ""
@@ -328,7 +328,7 @@ def _file_system(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 @contextmanager
-def _os_errors(url: str) -> Iterator[None]:
+def os_errors(url: str) -> Iterator[None]:
     """What a file system raises for network, credentials or rights is an OSError that names it."""
     try:
         yield

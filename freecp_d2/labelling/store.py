@@ -140,5 +140,8 @@ def read_input(file_name: str) -> bytes:
     """
     if "://" not in file_name:
         return Path(file_name).read_bytes()
-    fs, path = fsspec.url_to_fs(file_name, use_listings_cache=False)
-    return fs.cat_file(path, start=0)  # without it, s3fs asks for its size first
+    from .remote import os_errors
+
+    with os_errors(file_name):
+        fs, path = fsspec.url_to_fs(file_name, use_listings_cache=False)
+        return fs.cat_file(path, start=0)  # without it, s3fs asks for its size first

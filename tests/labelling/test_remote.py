@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from freecp_d2.index import Index
-from freecp_d2.labelling import Labeller, Outputs, read_items, remote
+from freecp_d2.labelling import Item, Labeller, LocalStore, Outputs, read_items, remote
 from freecp_d2.labelling.merge import all_records
 from freecp_d2.labelling.remote import RemoteStore, entries_below
 from freecp_d2.labelling.store import open_store, read_input
@@ -245,6 +245,21 @@ def test_wrong_urls(s3, url, sentence):
     with pytest.raises((OSError, ValueError)) as error:
         open_store(url).write("a", b"")
     assert str(error.value).startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("403, message='Forbidden'"), ImportError("no s3fs")]
+)
+def test_an_image_that_a_store_refuses_is_the_images_fault(monkeypatch, tmp_path, segment, error):
+    """Not all file systems raise an OSError: HTTP's and Google's have their own."""
+
+    def refuse(*args, **options):
+        raise error
+
+    monkeypatch.setattr(fsspec, "url_to_fs", refuse)
+    labeller = Labeller(segment, LocalStore(tmp_path), "settings", Outputs())
+    loaded = labeller.read(Item("a", "https://photos/a.jpg"))
+    assert loaded.error == f"https://photos/a.jpg: {error}"
 
 
 def test_a_missing_package_is_named(monkeypatch):
