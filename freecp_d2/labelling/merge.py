@@ -113,6 +113,7 @@ def _write_tars(store: Store, index: Index, size: int, scores: bool) -> None:
     The reader takes what is before the first full stop of a name as its key, so that those of an id
     are %2E.
     """
+    store.clear(TARS)  # a run of fewer images has named them otherwise
     records = (record for _, record in _labelled(index))
     number_of_tars = -(-index.count(failed=False) // size)
     for number in range(number_of_tars):

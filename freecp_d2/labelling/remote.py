@@ -66,6 +66,11 @@ class RemoteStore:
         with os_errors(f"{self.url}/{name}"):
             self.fs.put_file(str(file), self._path(name))
 
+    def clear(self, folder: str) -> None:
+        with os_errors(f"{self.url}/{folder}"):
+            if self.fs.exists(self._path(folder)):
+                self.fs.rm(self._path(folder), recursive=True)
+
     def read(self, name: str) -> bytes:
         with os_errors(f"{self.url}/{name}"):
             return self.fs.cat_file(self._path(name))

@@ -42,6 +42,9 @@ class Store(Protocol):
     def upload(self, name: str, file: Path) -> None:
         """The same with the content of a local file, which may be moved."""
 
+    def clear(self, folder: str) -> None:
+        """Delete a folder, if there is one, and all that is in it."""
+
     def read(self, name: str) -> bytes:
         """The content of a file; FileNotFoundError where there is none."""
 
@@ -83,6 +86,10 @@ class LocalStore:
     def upload(self, name: str, file: Path) -> None:
         with whole_file(self.folder / name) as part:
             shutil.copyfile(file, part)
+
+    def clear(self, folder: str) -> None:
+        if (self.folder / folder).exists():
+            shutil.rmtree(self.folder / folder)
 
     def read(self, name: str) -> bytes:
         return (self.folder / name).read_bytes()

@@ -110,6 +110,14 @@ def test_tars_are_webdatasets(merged, photos):
         Image.open(io.BytesIO(sample["scores.png"])).verify()
 
 
+def test_tars_of_fewer_images_go(photos, labeller, store):
+    records = [labeller.write(labeller.label(labeller.read(i))) for i in read_items(photos)]
+    for count in (4, 12):
+        merge(store, Index(records[:count]), SETTINGS, tars=4)
+    names = sorted(file.name for file in (store.folder / "tars").iterdir())
+    assert names == [f"00000{i}-of-000003.tar" for i in range(3)]
+
+
 def test_full_stops_of_an_id_are_none_of_a_tars_suffix(photos, labeller, store):
     for number in range(1, 12):
         (photos / f"{number:03d}.png").unlink()

@@ -61,6 +61,9 @@ def test_files(url, tmp_path):
         assert other.exists("labels/a.png") and other.exists("labels/b/c.png")
         assert not other.exists("labels/c.png")
         assert other.read("labels/a.png") == b"two" and other.read("labels/b/c.png") == b"three"
+    for _ in range(2):
+        store.clear("labels")
+        assert not store.exists("labels/b/c.png")
 
 
 def test_many_questions_are_one_listing(url, monkeypatch):
