@@ -106,7 +106,7 @@ class Labeller:
         self.exif_orientation = exif_orientation
 
     def is_done(self, item: Item, former: dict[str, Any] | None) -> bool:
-        """Whether an image need not even be read: its label is there, and its file has not changed.
+        """Whether an image need not even be read: its label is there, and nothing has changed.
 
         Args:
             former: its record of an earlier run.
@@ -116,6 +116,7 @@ class Labeller:
             and "error" not in former
             and former["file_name"] == item.file_name
             and former["stamp"] == item.stamp
+            and former.get("image_id") == item.image_id
             and all(self.store.exists(name) for name in self.files_of(item.id))
         )
 
@@ -151,7 +152,8 @@ class Labeller:
         if item.image_id is not None:
             record["image_id"] = item.image_id
         if loaded.former is not None:
-            return Labelled({**loaded.former, **record, "time": time.time()})
+            former = {key: loaded.former[key] for key in loaded.former if key != "image_id"}
+            return Labelled({**former, **record, "time": time.time()})
         error, result = loaded.error, None
         if loaded.pixels is not None:
             try:

@@ -167,3 +167,15 @@ def test_a_file_that_was_only_touched_is_not_segmented_again(photos, labeller, s
     (photos / "000.png").write_bytes((photos / "001.png").read_bytes())
     changed = label_of(labeller, touched, record)
     assert changed.files and changed.record["sha256"] != record["sha256"]
+
+
+def test_another_image_id_is_taken_without_segmenting_again(photos, labeller):
+    item = next(read_items(photos))
+    record = labeller.write(label_of(labeller, item))
+    for image_id in (7, 8, None):
+        changed = dataclasses.replace(item, image_id=image_id)
+        assert not labeller.is_done(changed, record)
+        again = label_of(labeller, changed, record)
+        assert not again.files and again.record.get("image_id") == image_id
+        record = again.record
+        assert labeller.is_done(changed, record)
