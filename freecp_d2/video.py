@@ -119,6 +119,7 @@ class _Ffmpeg:
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=self._errors,
+            start_new_session=True,  # Ctrl-C, which a terminal sends to all, is this process's
         )
 
     def write(self, frame: np.ndarray) -> None:

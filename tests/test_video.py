@@ -113,6 +113,26 @@ def test_an_ffmpeg_that_fails_says_why(tmp_path, monkeypatch):
         write(tmp_path / "v.mp4")
 
 
+def test_ctrl_c_does_not_reach_ffmpeg(tmp_path, monkeypatch):
+    """`freecp segment` finishes the frame at hand then; an ffmpeg that ends first is an error."""
+    install(monkeypatch, tmp_path)
+    script = (
+        "import os, signal; from pathlib import Path; import numpy as np\n"
+        "from freecp_d2 import video; video._opencv = lambda *a: None\n"
+        "signal.signal(signal.SIGINT, lambda *a: None)\n"
+        f"w = video.open_video(Path({str(tmp_path / 'v.mp4')!r}), 10, 128, 96)\n"
+        "for _ in range(2):\n"
+        "    w.write(np.zeros((96, 128, 3), np.uint8)); os.killpg(0, signal.SIGINT)\n"
+        "w.release()"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", script]
+    run = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, start_new_session=True
+    )
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / "v.mp4").stat().st_size == 2 * 96 * 128 * 3
+
+
 def test_nothing_to_write_with(tmp_path, monkeypatch):
     monkeypatch.setattr(video.shutil, "which", lambda _: None)
     forbid(monkeypatch, "avc1", "vp09", "mp4v")
