@@ -197,11 +197,11 @@ class Segmentation:
         height, width = self.label_map.shape
         order = [i for i in np.argsort(-self.shares, kind="stable") if self.shares[i]]
         shown = [f"{self.class_names[i]} {_percent(self.shares[i])}" for i in order[:LISTED]]
+        if len(order) > LISTED:
+            shown.append(f"and {len(order) - LISTED} more")
         nothing = 1 - self.shares.sum()
         if nothing * height * width >= 0.5:
             shown.append(f"nothing {_percent(nothing)}")
-        elif len(order) > LISTED:
-            shown.append(f"and {len(order) - LISTED} more")
         gone = [f"{removed.name} ({removed.stage})" for removed in self.removed[:LISTED]]
         if len(self.removed) > LISTED:
             gone.append(f"and {len(self.removed) - LISTED} more")

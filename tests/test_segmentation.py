@@ -60,6 +60,8 @@ def test_a_line_says_what_it_is(segmentation):
     )
     assert len(repr(many)) < 600
     assert "class 11 1 %, and 88 more" in repr(many) and "and 38 more" in repr(many)
+    half = replace(many, shares=np.full(100, 0.005))
+    assert "class 11 < 1 %, and 88 more, nothing 50 %; removed" in repr(half)
     small = replace(segmentation, shares=np.array([0.996, 0.004, 0, 0]), removed=[])
     assert repr(small).endswith(": sky 100 %, dog < 1 %")
 
