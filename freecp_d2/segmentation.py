@@ -339,7 +339,7 @@ def mask_files(segmentation: Segmentation) -> Iterator[tuple[str, np.ndarray]]:
     for name in _names_somewhere(segmentation):
         safe = os.fsencode(_UNSAFE.sub("_", name).strip(". ") or "_")[:LONGEST_STEM]
         stem = safe.decode(errors="ignore")
-        if stem in taken:
+        while stem in taken:
             stem = f"{stem}_{len(taken)}"
         taken.add(stem)
         yield f"{stem}.png", segmentation.mask(name)

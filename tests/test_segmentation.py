@@ -131,6 +131,8 @@ def test_names_of_masks_are_names_of_files(segmentation, tmp_path):
     assert [file.name for file in files[:3]] == ["a_b.png", "a_b_1.png", "_.png"]
     assert files[3].name.startswith("犬" * 50) and len(files[3].name.encode()) < 255
     assert {file for file in tmp_path.iterdir()} == set(files)
+    numbered = replace(odd, class_names=("a_b_2", "a/b", "a\\b", "c"))
+    assert len({*write_masks(tmp_path / "numbered", numbered)}) == 4
 
 
 def test_detectron2_pairs_label_images_with_photographs(segmentation, tmp_path):
