@@ -50,6 +50,11 @@ def test_help_and_mistakes_load_nothing(argv, code, said):
     assert "Traceback" not in run.stderr
 
 
+def test_the_readme_has_all_subcommands(freecp):
+    rows = [line for line in (ROOT / "README.md").read_text().splitlines() if "| `freecp " in line]
+    assert {row.split("`")[1] for row in rows} == {f"freecp {name}" for name in freecp.SUBCOMMANDS}
+
+
 def test_a_subcommand_gets_the_rest_of_the_line(freecp, monkeypatch):
     """And its exit code is that of `freecp`; what torch reads is set before."""
     monkeypatch.setattr(os, "environ", {})
