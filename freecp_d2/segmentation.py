@@ -146,6 +146,8 @@ class Segmentation:
     ) -> dict[str, Any]:
         """The image in COCO's format: an annotation a class, as COCO's of stuff are.
 
+        The image has `presence`, too, which readers of the format leave alone.
+
         Args:
             file_name: of the image, as the readers of the format know it.
             first_category_id: 0, so that category ids are `label_map`'s, or 1, as many tools want.
@@ -158,8 +160,10 @@ class Segmentation:
         height, width = self.label_map.shape
         scores = dict(enumerate(self.scores))
         classes = annotations(self.label_map, scores, ignore=(self.nothing,), shape=shape)
+        image = {"id": image_id, "file_name": file_name, "height": height, "width": width}
+        presence = {name: round(score, 4) for name, score in self.presence.items()}
         return {
-            "images": [{"id": image_id, "file_name": file_name, "height": height, "width": width}],
+            "images": [{**image, "presence": presence}],
             "categories": [
                 {"id": i, "name": name}
                 for i, name in enumerate(self.class_names, first_category_id)

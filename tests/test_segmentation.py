@@ -29,6 +29,7 @@ def segmentation() -> Segmentation:
         consistency=np.array([0.4, 0.3, 0.2, 0.1], np.float32),
         removed=[RemovedClass("a/b: c?", "redundancy", 0.1, None)],
         colors=np.array([[1, 2, 3], [4, 5, 6], [7, 8, 9], [10, 11, 12]], np.uint8),
+        presence={"sky": 0.41236, "dog": 0.3, "sand": 0.2, "a/b: c?": 0.1},
     )
 
 
@@ -95,6 +96,8 @@ def test_coco_is_read_by_its_readers(first, shape, segmentation, tmp_path):
     coco = COCO(str(file))
     assert [c["name"] for c in coco.loadCats(coco.getCatIds())] == list(segmentation.class_names)
     assert coco.getCatIds() == [first + i for i in range(4)]
+    (image,) = coco.loadImgs([7])
+    assert image["presence"] == segmentation.presence | {"sky": 0.4124}
     ids = coco.getAnnIds(imgIds=[7], iscrowd=False)
     assert ids == [1, 2, 3]
     for annotation in coco.loadAnns(ids):

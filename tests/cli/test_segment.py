@@ -89,6 +89,8 @@ def test_a_folder_with_a_broken_image(tmp_path, images, scene, capsys):
     coco = COCO(output / "segmentation.json")
     assert [c["name"] for c in coco.loadCats(coco.getCatIds())] == ["background", *WORDS.split(",")]
     assert [image["file_name"] for image in coco.dataset["images"]] == list(names)
+    presence = {name: round(score, 4) for name, score in result.presence.items()}
+    assert coco.dataset["images"][0]["presence"] == presence
     for image, name in zip(coco.dataset["images"], written, strict=True):
         with Image.open(output / "labels" / name) as labels:
             want = np.asarray(labels)

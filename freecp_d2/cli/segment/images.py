@@ -105,11 +105,13 @@ def _segment_image(
         files.append(args.output / "maps" / f"{job.name}.png")
         write_whole(files[-1], content.getvalue())
     height, width = result.label_map.shape
+    coco = result.to_coco()
     return {
         "name": job.name,
         "file_name": job.file_name,
         "source": stamp,
         "size": {"height": height, "width": width},
         "files": [file.relative_to(args.output).as_posix() for file in files],
-        "segments": result.to_coco()["annotations"],
+        "presence": coco["images"][0]["presence"],
+        "segments": coco["annotations"],
     }

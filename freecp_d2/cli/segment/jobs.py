@@ -107,7 +107,8 @@ class Progress:
         annotations: list[dict[str, Any]] = []
         records = sorted(self.records.values(), key=lambda record: record["file_name"])
         for image_id, record in enumerate(records, start=1):
-            images.append({"id": image_id, "file_name": record["file_name"], **record["size"]})
+            image = {"id": image_id, "file_name": record["file_name"], **record["size"]}
+            images.append({**image, "presence": record.get("presence", {})})
             for segment in record["segments"]:
                 ids = {"id": len(annotations) + 1, "image_id": image_id}
                 annotations.append({**segment, **ids})
