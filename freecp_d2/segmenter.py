@@ -13,6 +13,7 @@ from .config import configured_descriptions, configured_vocabulary
 from .data import Vocabulary
 from .data.mapper import InferenceMapper
 from .encoding import EncodedImages, WindowsDone
+from .errors import sentence
 from .inputs import (
     FAILURES,
     Background,
@@ -24,6 +25,7 @@ from .inputs import (
     as_vocabulary,
     with_background,
 )
+from .memory import memory_ran_out
 from .meta_arch import FreeCP
 from .presence import CONSISTENCY, check_presence
 from .purification.head import check_threshold
@@ -191,9 +193,9 @@ class Segmenter:
         try:
             pixels, _, windows = self.encode(images, base=not request.purifies)
             return list(self.segment(pixels, windows, request))
-        except FAILURES as error:
-            if not skip:
+        except Exception as error:
+            if not skip or not (isinstance(error, FAILURES) or memory_ran_out(error)):
                 raise
             if len(images) == 1:
-                return [FailedImage(images[0], " ".join(str(error).split()))]
+                return [FailedImage(images[0], sentence(error))]
         return [self.segment_together([image], request, skip)[0] for image in images]

@@ -570,6 +570,24 @@ def test_a_broken_image_is_an_item_that_says_so(predictor, image, tmp_path):
         next(lazy)
 
 
+def test_memory_that_runs_out_on_an_image_is_skipped(predictor, image, monkeypatch):
+    """Together with others first, and then alone."""
+    model = predictor._segmenter.model
+    encode = model.encode
+
+    def limited(sources, *args):
+        if any(source["height"] > 100 for source in sources):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        return encode(sources, *args)
+
+    monkeypatch.setattr(model, "encode", limited)
+    small, large = predictor([image[:64], image], WORDS, on_error="skip")
+    assert isinstance(small, Segmentation) and large.image is image
+    assert large.error == "memory ran out; give smaller images, or name fewer classes"
+    with pytest.raises(torch.OutOfMemoryError):
+        predictor([image], WORDS)
+
+
 def test_device_weights_and_a_model_are_arguments(predictor, image):
     weights = predictor.cfg.MODEL.CLIP.PRETRAINED
     other = FreeCPPredictor("scenes/clearclip", OPTS[2:], device="cpu", weights=weights)
