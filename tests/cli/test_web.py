@@ -27,7 +27,9 @@ from PIL import Image
 
 from freecp_d2 import FreeCPPredictor
 from freecp_d2.cli import web
+from freecp_d2.data import Vocabulary
 from freecp_d2.data.scenes import draw_scene
+from freecp_d2.inputs import with_background
 
 FOLDER = web.private_gradio()
 gradio = pytest.importorskip("gradio", reason="web.py needs gradio: pip install 'freecp_d2[web]'")
@@ -798,8 +800,10 @@ def test_words_stay_nowhere_in_memory(site, tmp_path, caplog):
     wait_until(is_gone)
 
 
-def test_the_page_keeps_text_features_in_memory_alone(monkeypatch):
+def test_the_page_keeps_words_in_memory_alone(monkeypatch, caplog):
     made = []
+    for name in ("httpx", "freecp_d2.clip.text", "freecp_d2.inputs"):
+        caplog.set_level(logging.WARNING, name)  # until the end of the test, whatever main sets
 
     def stop(config, opts):
         made.append(FreeCPPredictor(config, opts).cfg.MODEL.CLIP.TEXT_CACHE)
@@ -813,6 +817,8 @@ def test_the_page_keeps_text_features_in_memory_alone(monkeypatch):
     with pytest.raises(SystemExit, match="enough"):
         web.main()
     assert made == [""]
+    with_background(Vocabulary((("secretberry",),)), False)  # one class, of which it would warn
+    assert "secretberry" not in caplog.text
 
 
 def test_forgetting_a_session_holds_for_its_requests_that_run_or_wait(

@@ -100,7 +100,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     from .sessions import SessionStore
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
-    for other in ("httpx", "freecp_d2.clip.text"):  # the latter would log what people type
+    # The latter two would log what people type.
+    for other in ("httpx", "freecp_d2.clip.text", "freecp_d2.inputs"):
         logging.getLogger(other).setLevel(logging.ERROR)
     stop = threading.Event()
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
