@@ -31,7 +31,7 @@ from .inputs import (
     uploaded_file,
 )
 from .sessions import SESSIONS_LIVE, Answer, SessionStore
-from .views import chart, comparison, legend, staying, summary
+from .views import advice, chart, comparison, legend, summary
 
 MAX_WAITING = 32
 """How many requests may wait for the model; more are told to try again."""
@@ -216,8 +216,8 @@ def build_page(store: SessionStore, folder: Path) -> Page:
     def download(request: gr.Request) -> dict[str, str]:
         try:
             answer = store.last_answer(request.session_hash)
-            if not staying(answer.purified).any():
-                raise ValueError("No class stays; lower the redundancy threshold.")
+            if sentence := advice(answer.purified):
+                raise ValueError(f"No class stays. {sentence}")
             path = Path(answer.path)
             result = at_size_of(answer.purified, read_upload(path))
         except ValueError as error:

@@ -27,6 +27,15 @@ def staying(segmentation: Segmentation) -> np.ndarray:
     )
 
 
+def advice(purified: Segmentation) -> str:
+    """What to do where no class stays; "" where one does."""
+    if staying(purified).any():
+        return ""
+    if len(purified.class_names) == 1:  # its consistency is 0, whatever the picture
+        return "One class alone can be told from nothing; add others, or a background."
+    return "Lower the redundancy threshold."
+
+
 def summary(answer: Answer) -> str:
     """How many classes stayed, and how long it took."""
     removed = answer.purified.removed
@@ -39,9 +48,8 @@ def summary(answer: Answer) -> str:
         if answer.encode_seconds is None
         else f"picture encoded in {answer.encode_seconds:.2f} s"
     )
-    lower = "" if staying(answer.purified).any() else " Lower the redundancy threshold."
     return (
-        f'<p class="summary">{stay}: {reasons}.{lower}<br>'
+        f'<p class="summary">{stay}: {reasons}. {advice(answer.purified)}<br>'
         f'<span class="hint">Words encoded in {answer.text_seconds:.2f} s, {picture}, segmented in '
         f"{answer.segment_seconds:.2f} s.</span></p>"
     )

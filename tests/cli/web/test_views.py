@@ -131,6 +131,14 @@ def test_few_of_those_that_nearly_stayed_are_shown(answer):
 def test_where_nothing_stays_no_class_fills_the_picture(answer):
     none = nothing_stays(answer)
     assert "<b>0 of 6 classes stay</b>" in summary(none) and "Lower the redundancy" in summary(none)
+    alone = replace(
+        none.purified,
+        class_names=("sky",),
+        consistency=np.zeros(1, np.float32),
+        removed=none.purified.removed[:1],
+    )
+    said = summary(replace(none, purified=alone))
+    assert "add others, or a background" in said and "Lower" not in said
     table, _ = rows_of(legend(none))
     assert table == {"sky": ["100.0%", "removed"], "nothing": ["–", "100.0%"]}
     shown = comparison(none, "clearclip")
