@@ -6,7 +6,7 @@ import json
 import os
 import posixpath
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -65,7 +65,8 @@ def read_items(
         source: a folder; a pattern such as "photos/**/*.jpg"; a text file (.txt) of one path a line
             or a .jsonl of objects with `file_name`, relative to the list, and optionally `id` and
             `image_id`; any of these as a URL of fsspec; or Detectron2's dicts.
-        output: the folder of the labels; no image below it is of the input.
+        output: the folder of the labels; no image below it is of the input, or where the input
+            lies in it, below labels/ and scores/.
 
     Raises:
         FileNotFoundError: there is no such input.
@@ -186,35 +187,47 @@ def _entries_of(
         from .remote import entries_below
 
         return partial(entries_below, name, output)
-    output = os.path.realpath(output) if output else ""
+    results = results_of(os.path.realpath(output), os.path.realpath(name)) if output else ()
     if os.path.isdir(name):
-        return partial(_below, name, output)
+        return partial(_below, name, results)
     if glob.has_magic(name):
-        return partial(_matching, name, output)
+        return partial(_matching, name, results)
     raise FileNotFoundError(
         f"--input {os.fspath(source)!r}: no such folder, pattern or list ({', '.join(LISTS)}); "
         "check the path"
     )
 
 
-def _below(folder: str, output: str) -> Iterator[Entry]:
-    """The images below a folder, without hidden ones and those below `output`."""
+def results_of(output: str, place: str) -> tuple[str, ...]:
+    """Folders of results, whose images are none of the input.
+
+    Args:
+        output: the folder of the labels.
+        place: of the images, a folder or pattern; it may lie in `output`.
+    """
+    if f"{place}/".startswith(f"{output}/"):
+        return f"{output}/labels", f"{output}/scores"
+    return (output,)
+
+
+def _below(folder: str, results: Collection[str]) -> Iterator[Entry]:
+    """The images below a folder, without hidden ones and those below `results`."""
     for name in sorted(os.listdir(folder)):
         path = f"{folder.rstrip('/')}/{name}"
         if name.startswith("."):
             continue
         if os.path.isdir(path):
-            if os.path.realpath(path) != output:
-                yield from _below(path, output)
+            if os.path.realpath(path) not in results:
+                yield from _below(path, results)
         elif is_image(path):
             yield Entry(path)
 
 
-def _matching(pattern: str, output: str) -> Iterator[Entry]:
-    """The images that a pattern names, without those below `output`."""
+def _matching(pattern: str, results: Collection[str]) -> Iterator[Entry]:
+    """The images that a pattern names, without those below `results`."""
+    left_out = tuple(f"{folder}/" for folder in results)
     for path in sorted(glob.glob(pattern, recursive=True)):
-        inside = output and os.path.realpath(path).startswith(f"{output}/")
-        if is_image(path) and not inside:
+        if is_image(path) and not os.path.realpath(path).startswith(left_out):
             yield Entry(path)
 
 

@@ -19,7 +19,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from ..journal import checked_line, checked_record
 from ..locks import LOCK, FolderInUseError
-from .items import Entry, hash_of, is_image
+from .items import Entry, hash_of, is_image, results_of
 
 CHUNK_RECORDS, CHUNK_SECONDS = 256, 30.0
 """A chunk of a journal is written when it has so many records, or its first one is so old."""
@@ -276,14 +276,15 @@ def entries_below(url: str, output: str) -> Iterator[Entry]:
     Folders of S3 come in pages of a thousand names, everything else is in memory.
 
     Args:
-        output: what is below it is left out.
+        output: its :func:`results_of` are left out.
 
     Raises:
         OSError: it cannot be listed.
         ValueError: there is no such file system, or its package is not installed.
     """
     fs, root = _file_system(url.rstrip("/"))
-    left_out = f"{fs._strip_protocol(output)}/" if "://" in output else None
+    results = results_of(fs._strip_protocol(output), root) if "://" in output else ()
+    left_out = tuple(f"{folder}/" for folder in results)
     with os_errors(url):
         if any(sign in root for sign in "*?["):
             infos = iter(fs.glob(root, detail=True).values())
@@ -295,7 +296,7 @@ def entries_below(url: str, output: str) -> Iterator[Entry]:
             hidden = any(part.startswith(".") for part in path[len(root) :].split("/"))
             if info["type"] != "file" or hidden or not is_image(path):
                 continue
-            if left_out is None or not path.startswith(left_out):
+            if not path.startswith(left_out):
                 yield Entry(fs.unstrip_protocol(path), stamp_of(info))
 
 

@@ -167,6 +167,14 @@ def test_inputs_are_files_folders_and_patterns(tmp_path, images):
     assert names(images, images / "scan") == ([*every, "scan"], ["notes.txt"])
     assert names(images / "notes.txt") == (["notes.txt"], [])
 
+    inside = images  # which has the output's own folders, too
+    for kind in ("labels", "overlays", "masks", "maps"):
+        (images / kind).mkdir()
+        Image.new("RGB", (3, 3)).save(images / kind / "y.png")
+    assert names(images) == ([*every[:3], "out/old.png", "y.jpg"], ["notes.txt", "scan"])
+    assert names(images / "*") == (["y.jpg"], ["notes.txt", "scan"])
+    assert names(images / "a", images / "*/x.png") == (every[:3], [])
+
 
 SHARED = ("IMG_0001.HEIC", "clip.mpg", "photo.jpg", "report.pdf", "weights.h5")
 

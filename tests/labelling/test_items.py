@@ -65,6 +65,12 @@ def test_a_pattern(tmp_path):
     assert ids(f"{tmp_path}/**/*.jpg", tmp_path / "b/c") == ["a/1", "b/3"]  # the output, again
 
 
+def test_an_input_in_the_folder_of_the_output(tmp_path):
+    touch(tmp_path, "photos/1.jpg", "photos/2.jpg", "labels/photos/1.png", "scores/1.png")
+    for source in ("", "photos", "photos/*.jpg", "**/*.*g"):
+        assert ids(f"{tmp_path}/{source}", tmp_path) == ["1", "2"]
+
+
 def test_a_list(tmp_path):
     touch(tmp_path, "a/1.jpg", "b/2.jpg")
     (tmp_path / "list.txt").write_text(f"a/1.jpg\n\n{tmp_path}/b/2.jpg\r\na/1.jpg\n")

@@ -212,6 +212,7 @@ def test_images_of_a_store_are_those_of_a_folder(tree, monkeypatch):
     here = {item.id: item for item in read_items(folder, folder / "out")}
     there = {item.id: item for item in read_items(url, f"{url}/out")}
     assert here.keys() == there.keys() and len(here) == 7
+    assert [item.id for item in read_items(f"{url}/b", url)] == ["c", "h/i"]
     for id, item in there.items():
         assert item.file_name.startswith(url) and item.stamp
         assert read_input(item.file_name) == read_input(here[id].file_name)

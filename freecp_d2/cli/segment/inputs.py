@@ -12,6 +12,8 @@ from ...video import VIDEO_SUFFIXES
 
 NAMED = 20
 """Files that a sentence names at most."""
+RESULTS = "labels", "overlays", "masks", "maps"
+"""Folders of the output."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,9 @@ def inputs_of(args: argparse.Namespace) -> Inputs:
 def find_inputs(inputs: Sequence[str | Path], output: Path) -> Inputs:
     """The images and videos of files, folders and patterns.
 
-    Hidden files of a folder, and those below `output`, do not count. Of a folder or pattern the
-    images are taken, of a pattern that ends in the suffix of a video the videos.
+    Hidden files of a folder do not count, nor those below `output`, or where the input lies in
+    that, those of its :data:`RESULTS`. Of a folder or pattern the images are taken, of a pattern
+    that ends in the suffix of a video the videos.
 
     Raises:
         FileNotFoundError: an input that is not there, or a folder or pattern of no such files.
@@ -65,6 +68,7 @@ def find_inputs(inputs: Sequence[str | Path], output: Path) -> Inputs:
     videos: dict[Path, None] = {}
     skipped: dict[Path, None] = {}
     roots = []
+    output = output.resolve()
     for given in inputs:
         path = Path(given).expanduser()
         kind, files = ("video", videos) if _is_video(path) else ("image", images)
@@ -82,7 +86,10 @@ def find_inputs(inputs: Sequence[str | Path], output: Path) -> Inputs:
             every = [Path(p) for p in glob.glob(str(path), recursive=True)]
             fault = f"no such file or folder, and no {kind} matches it as a pattern"
         suffixes = VIDEO_SUFFIXES if kind == "video" else image_suffixes()
-        every = [p for p in every if output.resolve() not in p.resolve().parents]
+        place = path.resolve()
+        inside = output == place or output in place.parents
+        results = {output / kind for kind in RESULTS} if inside else {output}
+        every = [p for p in every if results.isdisjoint(p.resolve().parents)]
         every = sorted(p for p in every if p.is_file())
         wanted = [p for p in every if p.suffix.lower() in suffixes]
         others = [p for p in every if p.suffix.lower() not in suffixes]
