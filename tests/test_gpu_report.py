@@ -222,44 +222,64 @@ time.sleep(100)
     assert gpu_report.run_process([sys.executable, "-c", ""], log, 60) == ""
 
 
-def test_tests_that_take_too_long_leave_their_results(gpu_report, task, tmp_path):
+def test_tests_that_hang_leave_their_results(gpu_report, gpu_summary, task, tmp_path):
+    """Also where nothing interrupts them, as in a kernel that never ends."""
     file = tmp_path / "test_slow.py"
     file.write_text(
-        "import time\n"
+        "import signal, time\n"
         "def test_first(record_property):\n"
         "    record_property('attention', "
         '\'{"device": "cuda", "precision": "fp16", "worst": NaN, "allowed": 0.1}\')\n'
         "    assert 1 == 2, 'one is not two'\n"
         "def test_second():\n    pass\n"
-        "def test_third():\n    time.sleep(1000)\n"
+        "def test_third():\n"
+        "    signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "    time.sleep(1000)\n"
     )
     found = gpu_report.run_pytest(replace(task, limit=35), [str(file), "--noconftest"])
     assert found["error"] == "stopped at its limit of 20 s"
-    assert (found["passed"], found["failed"]) == (1, 1)
-    (failure,) = found["failures"]
+    assert (found["passed"], found["failed"], found["skipped"]) == (1, 1, 0)
+    (failure,), (hung,) = found["failures"], found["unfinished"]
     assert failure["test"].endswith("test_first") and "one is not two" in failure["message"]
     assert math.isnan(found["differences"]["attention"]["fp16"]["worst"])
+    report = {"machine": {"device": "made up", "torch": "2"}, "missing": {}}
+    text = gpu_summary.markdown(report | {"parts": {"tests": found}})
+    assert hung.endswith("test_third") and f"- {hung}: not finished\n" in text + "\n"
+
+
+@pytest.mark.parametrize("workers", [[], ["-n", "2"]])
+def test_a_test_that_cannot_be_set_up_has_failed(gpu_report, task, tmp_path, workers):
+    file = tmp_path / "test_set_up.py"
+    file.write_text(
+        "import pytest\n"
+        "@pytest.fixture\ndef broken():\n    raise RuntimeError('an illegal memory access')\n"
+        "def test_first(broken):\n    pass\n"
+        "def test_second():\n    pytest.skip('no such GPU')\n"
+        "def test_third():\n    pass\n"
+    )
+    found = gpu_report.run_pytest(task, [str(file), "--noconftest", *workers])
+    assert (found["passed"], found["failed"], found["skipped"]) == (1, 1, 1)
+    assert found["failures"][0]["message"] == "RuntimeError: an illegal memory access"
+    assert found["unfinished"] == [] and "error" not in found
     nothing = gpu_report.run_pytest(task, [str(tmp_path / "nothing"), "--noconftest"])
     assert nothing["error"] == "exit code 4" and nothing["passed"] == 0
 
 
-def test_the_worst_of_a_report_of_pytest(gpu_report, tmp_path):
-    def case(name: str, worst: str, inner: str = "") -> str:
-        value = f'{{"device": "cuda", "precision": "fp16", "worst": {worst}, "allowed": 0.5}}'
-        properties = f"<properties><property name='map' value='{value}'/></properties>"
-        return f"<testcase classname='a' name='{name}' time='{len(name)}'>{properties}{inner}"
+def test_the_worst_that_tests_found(gpu_report):
+    def note(name: str, worst: float, outcome: str = "passed") -> str:
+        value = {"device": "cuda", "precision": "fp16", "worst": worst, "allowed": 0.5}
+        properties = [("map", json.dumps(value))]
+        found = {"test": name, "outcome": outcome, "seconds": len(name), "message": ""}
+        return json.dumps({**found, "properties": properties})
 
-    cases = [case("b", "0.25"), case("cc", "0.375"), case("d", "0.125", "<skipped/>")]
-    xml = tmp_path / "report.xml"
-    with_nan = [*cases, case("e", "NaN"), case("f", "0.4")]
-    for worst, several in ((0.375, cases), (math.nan, with_nan)):
-        body = "</testcase>".join([*several, ""])
-        xml.write_text(f"<testsuites><testsuite>{body}</testsuite></testsuites>")
-        found = gpu_report.read_junit(xml)
+    notes = [note("b", 0.25), note("cc", 0.375), note("d", 0.125, "skipped")]
+    with_nan = [*notes, note("e", math.nan), note("f", 0.4)]
+    for worst, several in ((0.375, notes), (math.nan, with_nan)):
+        found = gpu_report.read_outcomes(several)
         difference = found["differences"]["map"]["fp16"]
         assert difference["worst"] == pytest.approx(worst, nan_ok=True)
         assert difference["tests"] == len(several) and difference["allowed"] == 0.5
-        assert list(found["slowest_s"])[0] == "a::cc"
+        assert list(found["slowest_s"])[0] == "cc"
 
 
 def test_without_a_gpu_it_says_so(gpu_report, monkeypatch, capsys):

@@ -23,12 +23,12 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
 from pathlib import Path
-from xml.etree import ElementTree
 
 import gpu_parts
 import torch
@@ -107,7 +107,7 @@ def run_process(
             code = process.wait(limit)
             return f"exit code {code}" if code else ""
         except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGINT)  # pytest writes what it has
+            process.send_signal(signal.SIGINT)  # Python says where it was
             try:
                 process.wait(10)
             except subprocess.TimeoutExpired:
@@ -138,36 +138,34 @@ def vectors(task: Task) -> dict:
 
 def run_pytest(task: Task, arguments: list[str]) -> dict:
     """Counts, failures, and what the tests found worst."""
-    report, log = task.notes.with_suffix(".xml"), task.notes.with_suffix(".log")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    command += ["--tb=short", f"--junitxml={report}", *arguments]
+    notes, log = task.notes.with_suffix(".jsonl"), task.notes.with_suffix(".log")
+    command = [sys.executable, str(Path(__file__).with_name("outcomes.py")), str(notes)]
+    command += ["-q", "-p", "no:cacheprovider", "--tb=short", *arguments]
     error = run_process(command, log, task.limit - 15, {"OMP_NUM_THREADS": "1"})
-    found: dict = {"failures": [], "output": log.read_text()[-3000:]}
-    if report.exists():
-        found = read_junit(report)
-    # Those of the last line: in JUnit's report a test that was interrupted has passed.
-    last = log.read_text()[-500:].rsplit("\n", 2)[-2:]
-    for outcome in ("passed", "failed", "skipped"):
-        count = re.search(rf"(\d+) {outcome}", "".join(last))
-        found[outcome] = int(count[1]) if count else 0
+    found = read_outcomes(notes.read_text().splitlines() if notes.exists() else [])
     # An exit code of 1 says that tests failed, which is in `failures`.
-    if error and not (error == "exit code 1" and found.get("failures")):
-        found["error"] = error
+    if error and not (error == "exit code 1" and found["failures"]):
+        found |= {"error": error, "output": log.read_text()[-3000:]}
     return found
 
 
-def read_junit(path: Path) -> dict:
-    """Failures, the slowest tests and worst differences of a report of pytest."""
+def read_outcomes(lines: Iterable[str]) -> dict:
+    """What the notes of outcomes.py come to."""
+    outcomes: Counter[str] = Counter()
+    unfinished: dict[str, None] = {}
     failures, slowest, worst = [], [], {}
-    for case in ElementTree.parse(path).iter("testcase"):
-        name = f"{case.get('classname')}::{case.get('name')}"
-        slowest.append((float(case.get("time", 0)), name))
-        problem = next((e for e in case if e.tag in ("failure", "error")), None)
-        if problem is not None:
-            failures.append({"test": name, "message": (problem.get("message") or "")[:500]})
-        for found in case.iter("property"):
-            value = json.loads(found.get("value", ""))
-            of_precision = worst.setdefault(found.get("name"), {})
+    for note in map(json.loads, lines):
+        if note["outcome"] == "begun":
+            unfinished[note["test"]] = None
+            continue
+        unfinished.pop(note["test"], None)
+        outcomes[note["outcome"]] += 1
+        slowest.append((note["seconds"], note["test"]))
+        if note["outcome"] == "failed":
+            failures.append({"test": note["test"], "message": note["message"][:500]})
+        for name, text in note["properties"]:
+            value = json.loads(text)
+            of_precision = worst.setdefault(name, {})
             before = of_precision.setdefault(value["precision"], {**value, "tests": 0})
             of_precision[value["precision"]] = {
                 # NaN is the worst.
@@ -176,7 +174,9 @@ def read_junit(path: Path) -> dict:
                 "tests": before["tests"] + 1,
             }
     return {
+        **{outcome: outcomes[outcome] for outcome in ("passed", "failed", "skipped")},
         "failures": failures,
+        "unfinished": list(unfinished),
         "slowest_s": dict((name, s) for s, name in sorted(slowest, reverse=True)[:5]),
         **({"differences": worst} if worst else {}),
     }

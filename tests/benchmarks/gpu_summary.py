@@ -113,6 +113,7 @@ def markdown(report: dict) -> str:
                 f"{part['skipped']} skipped"
             )
             lines += [f"- {f['test']}: {f['message'][:120]}" for f in part["failures"][:20]]
+            lines += [f"- {test}: not finished" for test in part["unfinished"]]
     if differences := parts.get("vectors", {}).get("differences"):
         rows = [
             (what, precision, f"{d['worst']:.1e}", f"{d['allowed']:.1e}")
