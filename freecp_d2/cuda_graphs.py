@@ -18,6 +18,8 @@ MAX_GRAPHS = 16
 WARM_UPS = 3
 """How often a function runs before it is captured: kernels are compiled, and libraries set up."""
 
+_capturing = threading.Lock()
+
 
 @dataclass(frozen=True)
 class Captured:
@@ -55,7 +57,9 @@ class Graphed:
         with self._lock:
             captured = self._captured.get(key)
             if captured is None:
-                captured = self._captured[key] = capture(self.function, args)
+                # A process may capture one graph at a time, whatever it is of.
+                with _capturing:
+                    captured = self._captured[key] = capture(self.function, args)
                 if len(self._captured) > MAX_GRAPHS:
                     self._captured.popitem(last=False)
             self._captured.move_to_end(key)
@@ -86,8 +90,12 @@ def capture(function: Callable[..., Any], args: tuple[Any, ...]) -> Captured:
             function(*static)
     torch.cuda.current_stream(device).wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    # Other threads may use the device meanwhile.
-    with torch.cuda.device(device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+    # Other threads may use the device meanwhile. Without a stream torch takes one for all graphs of
+    # the process, which is of the device that had the first.
+    with (
+        torch.cuda.device(device),
+        torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"),
+    ):
         outputs = function(*static)
     return Captured(graph.replay, inputs, outputs)
 

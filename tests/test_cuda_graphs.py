@@ -1,10 +1,14 @@
 """CUDA graphs: what is captured, and, where there is no GPU, with a capture that runs anew."""
 
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
 from freecp_d2 import FreeCP, cuda_graphs, load_config
@@ -95,6 +99,51 @@ def test_threads_do_not_mix_what_they_give(captures):
         for index, found in enumerate(runs):
             assert found["sum"].unique().tolist() == [index]
     assert len(captures) == 1
+
+
+@pytest.fixture
+def made_up_gpus(monkeypatch):
+    """Streams and captures that do nothing; the devices of the captures' streams."""
+    underway, seen = threading.Lock(), []
+
+    class Stream(nullcontext):
+        def __init__(self, device):
+            super().__init__()
+            self.device = device
+
+        def wait_stream(self, stream):
+            pass
+
+    @contextmanager
+    def graph(graph, stream=None, capture_error_mode="global"):
+        assert underway.acquire(blocking=False), "two captures at a time"
+        time.sleep(0.1)
+        seen.append(stream and stream.device)
+        yield
+        underway.release()
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: None))
+    for name, value in (("stream", lambda s: s), ("device", Stream), ("graph", graph)):
+        monkeypatch.setattr(torch.cuda, name, value)
+    return seen
+
+
+@pytest.mark.skipif(CUDA, reason="there is a GPU")
+def test_captures_are_on_their_device_and_one_at_a_time(made_up_gpus):
+    """Those of encoder and head, by threads that share a model, and those of a second GPU."""
+    graphed = [Graphed(powers), Graphed(powers)]
+
+    def run(index: int):
+        with FakeTensorMode():
+            x = torch.empty(3, device=f"cuda:{index}")
+            return graphed[index](x, 2, x)["sum"].device
+
+    with ThreadPoolExecutor(2) as pool:
+        devices = list(pool.map(run, range(2)))
+    assert devices == [torch.device("cuda", index) for index in range(2)]
+    assert sorted(map(str, made_up_gpus)) == ["cuda:0", "cuda:1"]
 
 
 def model_of(compile: bool, **opts):
