@@ -61,7 +61,7 @@ TOLERANCES = {
 @pytest.fixture(params=DEVICES)
 def device(request) -> Iterator[str]:
     """Every device that is here, convolutions in float32 as they are written (no TF32)."""
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         yield request.param
 
 
