@@ -43,7 +43,7 @@ crash: $(INSTALLED)
 # One process: the workers would share the GPU.
 test-gpu: $(INSTALLED)
 	@$(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available() and "make test-gpu: torch finds no CUDA GPU")'
-	$(PYTHON) -m pytest tests/ops tests/purification tests/clip tests/test_meta_arch.py tests/test_cuda_graphs.py tests/test_devices.py
+	$(PYTHON) -m pytest tests/ops tests/purification tests/test_cuda_graphs.py tests/test_devices.py
 
 # What it runs of the tests is test-gpu's selection.
 gpu-report: $(INSTALLED)

@@ -37,10 +37,7 @@ from encoders import ROOT
 from gpu_summary import draw, markdown
 from inputs import QUICK, Sizes, machine
 
-GPU_TESTS = (
-    *("tests/ops", "tests/purification", "tests/clip", "tests/test_meta_arch.py"),
-    "tests/test_cuda_graphs.py",
-)
+GPU_TESTS = ("tests/ops", "tests/purification", "tests/test_cuda_graphs.py")
 VECTORS = "tests/test_devices.py"
 """Together the selection of `make test-gpu`."""
 WORKERS = 4
