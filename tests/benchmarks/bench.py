@@ -43,7 +43,7 @@ def main() -> None:
     if args.rounds:
         sizes = replace(sizes, rounds=args.rounds)
     file = args.output / "bench.json"
-    report = json.loads(file.read_text()) if args.parts else {}
+    report = json.loads(file.read_text()) if args.parts and file.exists() else {}
     threads = torch.get_num_threads() if args.quick else len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
     report |= {"quick": args.quick, "rounds": sizes.rounds, "machine": machine(CPU)}
