@@ -189,6 +189,9 @@ def test_a_quick_run_takes_every_encoder(quick):
     for name, case in encoders.items():
         assert case["ms"]["median"] > 0
         assert abs(case["one_minus_cosine"]) < (1e-2 if "bf16" in name else 1e-5), name
+        if "compiled" in name or name.startswith(("OpenVINO", "onnxruntime")):
+            assert case["first_call_seconds"] > 2 * case["ms"]["median"] / 1000, name
+            assert case["first_call_bytes"] > 0, name
 
 
 def test_a_part_is_measured_anew_and_others_stay(quick, tmp_path):

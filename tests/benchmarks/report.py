@@ -131,10 +131,13 @@ def image_table(image: dict) -> str:
             text_of(case["over_transcription"]),
             text_of(case["with_crops_over_transcription"]),
             f"{case['one_minus_cosine']:.1e}",
+            f"{case['first_call_seconds']:.1f}",
+            f"{case['first_call_bytes'] / 1e6:.0f}",
         )
         for name, case in image["encoders"].items()
     ]
     headers = ("encoder", "ms", "over the transcription", "both with crops", "1 - cosine to fp32")
+    headers += ("first call, s", "MB")
     stages = ", ".join(f"{name} {s['median']:.0f}" for name, s in image["stage_ms"].items())
     crops = image["crops"]
     return (

@@ -22,10 +22,7 @@ class Timed:
 
 
 def interleaved(
-    runs: dict[str, Timed],
-    rounds: int,
-    device: torch.device,
-    clock: Callable[[], float] = time.perf_counter,
+    runs: dict[str, Timed], rounds: int, device: torch.device
 ) -> dict[str, dict[str, list[float]]]:
     """Of every run and round, after a warm-up.
 
@@ -39,10 +36,10 @@ def interleaved(
             if timed.encoder is not None:
                 timed.encoder.reset()
             synchronize(device)
-            start = clock()
+            start = time.perf_counter()
             timed.run()
             synchronize(device)
-            seconds = clock() - start
+            seconds = time.perf_counter() - start
             encoder = timed.encoder
             away, crop_seconds, crops = (
                 (encoder.away_seconds, encoder.crop_seconds, encoder.crops)
