@@ -1,5 +1,7 @@
 """The latest record of every image."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -30,3 +32,9 @@ def test_the_latest_of_each(records):
     assert index.get("none") is None
     failed = sum("error" in record for record in latest.values())
     assert (index.count(failed=True), index.count(failed=False)) == (failed, len(latest) - failed)
+
+
+def test_another_thread_may_go_on_with_it():
+    index = Index([{"id": "a", "time": 1.0}])
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(index.get, "a").result() == {"id": "a", "time": 1.0}

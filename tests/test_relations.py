@@ -39,6 +39,9 @@ def test_a_third_class_does_not_bring_them_together():
     assert groups_of(iou, 0.7, related_of(3, (0, 1))) == [[0], [1, 2]]
     iou[0, 2] = iou[2, 0] = 0.95
     assert groups_of(iou, 0.7, related_of(3, (0, 1))) == [[0, 2], [1]]
+    # A link of the threshold itself is one; of two alike the first joins.
+    iou[:2, 2] = iou[2, :2] = 0.75
+    assert groups_of(iou, 0.75, related_of(3, (0, 1))) == [[0, 2], [1]]
 
 
 @settings(deadline=None)

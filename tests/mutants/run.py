@@ -44,7 +44,7 @@ CALIBRATED = "tests/clip/methods/test_calibration.py"
 OPS = ["tests/ops/test_dispatch.py", "tests/ops/test_reference_vectors.py"]
 TARGETS: dict[str, list[str]] = {
     "freecp_d2/purification/head.py": ["tests/purification"],
-    "freecp_d2/purification/stages.py": ["tests/purification"],
+    "freecp_d2/purification/stages.py": ["tests/purification", "tests/test_relations.py"],
     "freecp_d2/affinity/mask_files.py": ["tests/affinity/test_masks.py"],
     "freecp_d2/affinity/masks.py": ["tests/affinity/test_masks.py"],
     "freecp_d2/affinity/provider.py": ["tests/affinity/test_provider.py"],

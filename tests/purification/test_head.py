@@ -102,6 +102,8 @@ def test_full_extent_changes_boxes_at_the_edge(run):
     [
         ({"redundancy_threshold": float("nan")}, "REDUNDANCY_THRESHOLD is nan; give a number from"),
         ({"redundancy_threshold": -1.0}, "REDUNDANCY_THRESHOLD is -1.0"),
+        ({"redundancy_threshold": True}, "REDUNDANCY_THRESHOLD is True"),
+        ({"redundancy_threshold": "0.5"}, "REDUNDANCY_THRESHOLD is 0.5; give a number"),
         ({"ambiguity_threshold": float("inf")}, "AMBIGUITY_THRESHOLD is inf"),
         ({"ambiguity_threshold": 2}, "AMBIGUITY_THRESHOLD is 2"),
         ({"crop_batch_size": 0}, "CROP_BATCH_SIZE is 0; it must be at least 1"),
