@@ -553,7 +553,7 @@ REACHES: dict[str, tuple] = {
     "MODEL.FREECP.RELATIONS": ("relations.json", lambda model: len(model.extensions.relations), 2),
     "MODEL.FREECP.SYNONYM_THRESHOLD": (0.1, head("synonym_threshold"), 0.1),
     "MODEL.FREECP.AFFINITY_MASKS": (
-        *("docs", affinity("folder"), Path("docs")),
+        *("tests", affinity("folder"), Path("tests")),
         by_provider("MaskFolder"),
         ("MODEL.FREECP.AFFINITY_MASKS", "configs"),
     ),
