@@ -66,6 +66,7 @@ TARGETS: dict[str, list[str]] = {
     "freecp_d2/scores.py": [
         "tests/test_scores.py",
         f"{PROTOCOLS}::test_label_maps_are_the_published",
+        *META,
     ],
     "freecp_d2/merging.py": [
         "tests/test_merging.py",
