@@ -41,6 +41,7 @@ from .segment.inputs import describe_skipped, find_inputs
 from .segment.jobs import Job, Progress, name_results
 from .words import add_words_options, background_of, parse_words, words_of
 
+SHEET = "first.jpg"
 CELL = 240, 180
 """Width and height that a picture of first.jpg has at most."""
 COLUMNS = 3
@@ -112,6 +113,11 @@ def _rank(args: argparse.Namespace, faults: list[str], stop: Stop) -> None:
     inputs = find_inputs(args.input, args.output)
     if inputs.videos:
         raise ValueError(f"{inputs.videos[0]}: a video; give its frames as images")
+    if (args.output / SHEET).resolve() in [image.resolve() for image in inputs.images]:
+        raise ValueError(
+            f"{args.output / SHEET}: an image of the input where the contact sheet would be "
+            "written; choose another --output"
+        )
     for skipped in describe_skipped(inputs.skipped):
         print(f"{args.prog}: skipped {skipped.split(' ', 1)[1]}", file=sys.stderr)
     cfg = load_config(config_path(args.config_file), args.opts)
@@ -173,7 +179,7 @@ def _rank(args: argparse.Namespace, faults: list[str], stop: Stop) -> None:
             args.cover,
         )
         write_ranking(args.output / "ranking.csv", [r for _, r in ranked], args.score, names)
-        first, sheet = ranked[: args.pictures], args.output / "first.jpg"
+        first, sheet = ranked[: args.pictures], args.output / SHEET
         sheet.unlink(missing_ok=True)  # of a former ranking
         if first:
             exif = segmenter.mapper.exif_orientation

@@ -117,6 +117,11 @@ def box_mask_triton(maps: Tensor, threshold: float = 0.4, full_extent: bool = Fa
     batch, classes, height, width = maps.shape
     block = _block_side(height), _block_side(width)
     if block[0] * block[1] > LARGEST_BLOCK:
+        if maps.is_cuda and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "box_mask: maps of more than 128x128 cells are no part of a CUDA graph; set "
+                "MODEL.FREECP.COMPILE False, or MODEL.FREECP.WINDOW smaller"
+            )
         _say_that_the_host_waits()
         return box_mask_composite(maps, threshold, full_extent)
     mask = torch.empty(maps.shape, dtype=maps.dtype, device=maps.device)
@@ -211,6 +216,7 @@ def box_mask(maps: Tensor, threshold: float = 0.4, full_extent: bool = False) ->
         device: to raise, the host would have to wait for the values.
 
     Raises:
+        RuntimeError: such a loop is to be captured in a CUDA graph.
         ValueError: `maps` is not (B, C, h, w) floating, or `threshold` is outside of [0, 1].
     """
     require_shape("box_mask", "maps", maps, "B", "C", "h", "w")

@@ -181,6 +181,15 @@ def test_other_words_want_another_folder(tmp_path, images, capsys):
     assert "results of other settings (--background)" in capsys.readouterr().err
 
 
+def test_an_image_of_the_input_is_not_written_over(tmp_path, images, capsys):
+    photo = images / "first.jpg"
+    Image.fromarray(draw_scene(7).image).save(photo)
+    before = photo.read_bytes()
+    assert run(images, images) == 1
+    assert "first.jpg: an image of the input where the contact sheet" in capsys.readouterr().err
+    assert photo.read_bytes() == before
+
+
 def test_no_fewer_than_no_pictures(tmp_path, images):
     with pytest.raises(SystemExit) as end:
         run(images, tmp_path / "out", "--pictures", -1)

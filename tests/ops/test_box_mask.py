@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import find_objects, label
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 from triton.runtime.interpreter import InterpretedFunction
 
 from freecp_d2 import ops
@@ -279,6 +280,14 @@ def test_few_kernels_are_compiled(monkeypatch):
     for height, width in product(sides, sides):
         module.box_mask_triton(torch.empty(1, 1, height, width, device="meta"))
     assert len(blocks) == 16
+
+
+def test_large_maps_are_no_part_of_a_cuda_graph(monkeypatch):
+    module = import_module("freecp_d2.ops.box_mask")
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    said = "no part of a CUDA graph; set MODEL.FREECP.COMPILE"
+    with FakeTensorMode(), pytest.raises(RuntimeError, match=said):
+        module.box_mask_triton(torch.empty(1, 1, 128, 129, device="cuda"))
 
 
 def test_the_log_says_once_that_the_host_waits(monkeypatch, caplog):

@@ -32,7 +32,7 @@ def advice(purified: Segmentation) -> str:
     if staying(purified).any():
         return ""
     if len(purified.class_names) == 1:  # its consistency is 0, whatever the picture
-        return "One class alone can be told from nothing; add others, or a background."
+        return "One class alone has nothing to be told from; add others, or a background."
     return "Lower the redundancy threshold."
 
 
