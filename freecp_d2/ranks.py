@@ -63,7 +63,8 @@ def launch(
     Raises:
         RankError: a rank has died.
         SystemExit: as a rank raised it.
-        ValueError: `url` is none of these, or there are more ranks than GPUs.
+        ValueError: `url` is none of these, there is no such machine, or there are more ranks than
+            GPUs.
         torch.multiprocessing.ProcessRaisedException: `function` raised another exception.
     """
     if ranks * machines <= 1:
@@ -71,6 +72,8 @@ def launch(
     if url == "auto":
         url = f"tcp://127.0.0.1:{_free_port()}"
     address(url)
+    if machine not in range(machines):
+        raise ValueError(f"--machine-rank {machine}: there are {machines} machines, counted from 0")
     if torch.cuda.is_available() and ranks > torch.cuda.device_count():
         raise ValueError(
             f"--num-gpus {ranks}: this machine has {torch.cuda.device_count()}; choose fewer"

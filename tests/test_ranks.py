@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from freecp_d2.heartbeat import address
+from freecp_d2.ranks import launch
 
 SCRIPT = """
 import json, os, signal, sys, time
@@ -193,3 +194,10 @@ def test_addresses(url):
     assert address("tcp://10.0.0.1:23") == ("10.0.0.1", 23)
     with pytest.raises(ValueError, match="--dist-url"):
         address(url)
+
+
+@pytest.mark.parametrize("machine", [-1, 2])
+def test_a_machine_that_is_none_of_them(machine):
+    """As where they were counted from 1."""
+    with pytest.raises(ValueError, match=f"--machine-rank {machine}: .* 2 machines, counted from"):
+        launch(print, (), ranks=1, machines=2, machine=machine, url="tcp://127.0.0.1:1")
