@@ -106,7 +106,7 @@ def settings_of(results: Mapping[str, Any]) -> dict[str, str]:
     Hashes are cut to twelve characters. OUTPUT_DIR is none of them.
     """
     settings = {key: results[key] for key in ("device", "precision") if key in results}
-    for key in ("words", "descriptions", "weights"):
+    for key in ("words", "descriptions", "relations", "weights", "affinity_weights"):
         if key in results:
             settings[f"{key} (SHA-256)"] = str(results[key])[:12] if results[key] else "none"
     if results.get("label_maps_as_published") is not None:

@@ -110,6 +110,15 @@ def test_classes_and_settings_side_by_side(output, parse):
     ]
 
 
+def test_files_of_one_name_and_other_content_are_told_apart(tmp_path, parse):
+    """By their hashes: of words, sentences, relations, and both kinds of weights."""
+    keys = ("words", "descriptions", "relations", "weights", "affinity_weights")
+    write(tmp_path, "a", result(**dict.fromkeys(keys, "0123456789abcdef")))
+    write(tmp_path, "b", result(**dict.fromkeys(keys)))
+    rows = shown(tmp_path, parse).tables["settings"][1:]
+    assert rows == [[f"{key} (SHA-256)", "0123456789ab", "none"] for key in keys]
+
+
 def test_it_is_one_file_that_loads_nothing(output, parse):
     page = shown(output, parse)
     text = (output / "compare.html").read_text(encoding="utf-8")
