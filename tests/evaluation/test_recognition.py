@@ -251,7 +251,7 @@ def test_without_it_nothing_is_there(register, truths, tmp_path):
     for word in ("resence", "eparability", "what depends on what"):
         assert word not in text
     settings = json.loads((tmp_path / "off" / "records" / "settings.json").read_text())
-    assert settings == {"data set": name, "--coco-predictions": False}
+    assert settings == {"data set": name, "ignore_label": 255, "--coco-predictions": False}
 
 
 def test_resumed_and_other_orders_give_the_same(register, truths, tmp_path):
