@@ -451,7 +451,7 @@ def check_values(cfg: CfgNode) -> None:
         ValueError: a key is None that has a default; MODEL.META_ARCHITECTURE is not registered,
             DATALOADER.NUM_WORKERS negative, TEST.IMS_PER_BATCH below 1, TEST.PRESENCE or
             TEST.SEPARABILITY not to be had, OUTPUT_DIR empty, or TEST.EXPECTED_RESULTS no list of
-            [task, metric, value, tolerance].
+            [task, metric, value, tolerance], or of several data sets.
     """
     defaults = get_cfg()
     add_freecp_config(defaults)
@@ -475,6 +475,11 @@ def check_values(cfg: CfgNode) -> None:
         )
     if not cfg.OUTPUT_DIR.strip():
         raise ValueError("OUTPUT_DIR is empty; name a folder")
+    if cfg.TEST.EXPECTED_RESULTS and len(cfg.DATASETS.TEST) > 1:
+        raise ValueError(
+            "TEST.EXPECTED_RESULTS are of one data set, and DATASETS.TEST has "
+            f"{len(cfg.DATASETS.TEST)}; evaluate them one by one"
+        )
     for expected in cfg.TEST.EXPECTED_RESULTS:
         if (
             not isinstance(expected, list | tuple)

@@ -240,7 +240,10 @@ def test_values_that_no_evaluation_survives(plain, key, value, said):
         load_config(plain, [key, value])
     line = str(error.value)
     assert key in line and said in line and "\n" not in line and "class '" not in line
-    load_config(plain, ["TEST.EXPECTED_RESULTS", "[['sem_seg', 'mIoU', 26, 0.1]]"])
+    expected = ["TEST.EXPECTED_RESULTS", "[['sem_seg', 'mIoU', 26, 0.1]]"]
+    load_config(plain, expected)
+    with pytest.raises(ValueError, match="are of one data set, and DATASETS.TEST has 2"):
+        load_config(plain, [*expected, "DATASETS.TEST", "('scenes_val', 'coco_2017_val')"])
 
 
 @pytest.mark.parametrize(

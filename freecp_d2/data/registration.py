@@ -18,6 +18,8 @@ OPTIONAL: dict[str, type] = {
     "image_suffix": str,
     "label_suffix": str,
 }
+IGNORED = 255
+"""The `ignore_label` where none is given."""
 
 
 def register_dataset(file: str | os.PathLike) -> str:
@@ -43,7 +45,8 @@ def register_dataset(file: str | os.PathLike) -> str:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is no such object, its name is taken, or its classes are no vocabulary.
+        ValueError: it is no such object, its name is taken, its classes are no vocabulary, or one
+            of them has the id 255 and no `ignore_label` is given.
     """
     file = Path(os.path.expanduser(file))
     try:
@@ -53,6 +56,11 @@ def register_dataset(file: str | os.PathLike) -> str:
             raise ValueError(f"there is a data set {name!r} already; give it another name")
         words = {key: content[key] for key in ("classes", "background") if key in content}
         vocabulary = vocabulary_of_json(words, repeats=True)
+        if "ignore_label" not in content and len(vocabulary.class_names) > IGNORED:
+            raise ValueError(
+                f"class {IGNORED} is {vocabulary.class_names[IGNORED]!r}, and such pixels do not "
+                "count unless you say which do; give 'ignore_label'"
+            )
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
     images, labels = (file.parent / content[key] for key in ("images", "labels"))
@@ -60,7 +68,7 @@ def register_dataset(file: str | os.PathLike) -> str:
     DatasetCatalog.register(name, partial(_load, file, images, labels, *suffixes))
     MetadataCatalog.get(name).set(
         evaluator_type="sem_seg",
-        ignore_label=content.get("ignore_label", 255),
+        ignore_label=content.get("ignore_label", IGNORED),
         image_root=str(images),
         sem_seg_root=str(labels),
         stuff_classes=list(vocabulary.class_names),

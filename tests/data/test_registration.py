@@ -99,6 +99,7 @@ def test_label_maps_of_16_bits_are_evaluated(suffix, dtype, write, tmp_path):
         ({"ignored": 255}, "'ignored' is no key; the keys are name, classes,"),
         ({"classes": []}, "the vocabulary is empty"),
         ({"classes": ["sky", ["sea", 3]]}, "entry 2 must be a list of names"),
+        ({"classes": [f"class {i}" for i in range(256)]}, "class 255 is 'class 255', and such"),
         ({"name": "voc_2012_val_21_sem_seg"}, "there is a data set 'voc_2012_val_21_sem_seg'"),
     ],
 )
