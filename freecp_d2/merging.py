@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from . import transfers
+from .adapters.entropy_weights import weighted_merge
 from .encoding import EncodedImages
 from .sliding_window import Window, upsample
 from .timing import StageTimer
@@ -93,7 +94,11 @@ def _windows_at_once(maps: int, size: Sequence[int], device: torch.device) -> in
 
 
 def merge_windows(
-    windows: Sequence[Window], maps: Sequence[Tensor], kept: np.ndarray, size: tuple[int, int]
+    windows: Sequence[Window],
+    maps: Sequence[Tensor],
+    kept: np.ndarray,
+    size: tuple[int, int],
+    weights: Sequence[Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The mean over an image's windows of the queries that stay in any of them.
 
@@ -101,11 +106,14 @@ def merge_windows(
         maps: (B, C, h, w) of B windows after the other.
         kept: (windows, C) bool.
         size: height H and width W of the image.
+        weights: of :func:`.weighted_merge`, which then takes the mean; None: all are the same.
 
     Returns:
         (S, H, W) and the positions (S,) int64 of these queries among the C, on the device of the
         maps.
     """
+    if weights is not None:
+        return weighted_merge(windows, maps, kept, weights, size)
     device = maps[0].device
     anywhere = kept.any(axis=0)
     counts = kept.sum(axis=1).tolist()

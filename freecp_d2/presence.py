@@ -17,7 +17,7 @@ from .clip import DenseCLIP
 from .encoding import EncodedImages
 from .purification import PurificationHead
 from .purify import PurifiedWindows
-from .scores import best_of_class, class_scores, merged_maps
+from .scores import best_of_class, class_scores
 from .sliding_window import Window
 from .words import Words
 
@@ -212,7 +212,7 @@ def _dependency_of(
     purified: PurifiedWindows, image: Tensor, words: Words, encoder: DenseCLIP
 ) -> tuple[Tensor, Tensor]:
     """The ids of the classes that stay in an image, sorted, and :func:`dependency`, on the CPU."""
-    maps, queries = merged_maps(purified, (image.shape[1], image.shape[2]))
+    maps, queries = purified.merged((image.shape[1], image.shape[2]))
     if not len(queries):
         return torch.zeros(0, dtype=torch.int64), torch.zeros(0, 0)
     classes, row = words.query_class[queries].unique(return_inverse=True)

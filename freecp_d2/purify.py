@@ -9,9 +9,9 @@ from torch import Tensor
 
 from . import transfers
 from .adapters import certainty, region_features
-from .adapters.entropy_weights import weighted_merge
 from .clip import DenseCLIP
 from .encoding import EncodedImages
+from .merging import merge_windows
 from .purification import Candidates, NonFiniteInput, PurificationHead
 from .sliding_window import Window
 from .synonyms import fitting_names
@@ -64,6 +64,10 @@ class PurifiedWindows:
             self.beaten_by[mine],
             None if self.weights is None else of_mine(self.weights),
         )
+
+    def merged(self, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """:func:`.merge_windows` of them, the windows of one image of this size."""
+        return merge_windows(self.windows, self.maps, self.kept, size, self.weights)
 
 
 def purify_windows(
@@ -255,7 +259,7 @@ def class_maps(
     queries = [[i for i, other in enumerate(query_names) if other == name] for name in classes]
     (image,) = encoded.images
     windows: list[Window] = []
-    weights: list[Tensor] = []
+    weights: list[Tensor] | None = None if words.text_views is None else []
     maps: tuple[list[Tensor], list[Tensor]] = [], []
     for batch, text in ((batch, text) for batch in encoded.batches for text in words.texts):
         assert batch.features is not None
@@ -264,12 +268,12 @@ def class_maps(
         )
         head.fetch([candidates])  # sees NaN
         windows += batch.windows
-        certain = certainty(probabilities, dim=1)
-        weights.append(torch.ones_like(certain) if words.text_views is None else certain)
+        if weights is not None:
+            weights.append(certainty(probabilities, dim=1))
         activation = probabilities[:, words.num_background :]
         for of_kind, values in zip(maps, (activation, candidates.refined), strict=True):
             of_kind.append(torch.stack([values[:, rows].amax(dim=1) for rows in queries], dim=1))
     stays = np.ones((len(windows), len(classes)), dtype=bool)
     size = image.shape[1], image.shape[2]
-    before, after = (weighted_merge(windows, kind, stays, weights, size)[0] for kind in maps)
+    before, after = (merge_windows(windows, kind, stays, size, weights)[0] for kind in maps)
     return before, after

@@ -11,10 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .adapters.entropy_weights import weighted_merge
 from .data.benchmarks.protocols import BaseProtocol, Refinement
 from .encoding import EncodedImages
-from .merging import merge_windows
 from .purify import PurifiedWindows
 from .refinement import refined_strips
 from .sliding_window import upsample
@@ -116,14 +114,6 @@ def ambiguous_losses(beaten_by: np.ndarray, words: Words) -> list[tuple[int, int
     return sorted({(loser, winner) for loser, winner in pairs if loser != winner})
 
 
-def merged_maps(purified: PurifiedWindows, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """What :func:`.merging.merge_windows` gives of an image's windows, by their weights if any."""
-    of_windows = purified.windows, purified.maps, purified.kept
-    if purified.weights is None:
-        return merge_windows(*of_windows, size)
-    return weighted_merge(*of_windows, purified.weights, size)
-
-
 def purified_results(
     encoded: EncodedImages,
     purified: PurifiedWindows,
@@ -146,7 +136,7 @@ def _purified_result(
     output: str,
     refinement: Refinement,
 ) -> dict[str, Any]:
-    merged, queries = merged_maps(purified, (image.shape[1], image.shape[2]))
+    merged, queries = purified.merged((image.shape[1], image.shape[2]))
     strips = _refined_maps(merged, queries, words, image, size, refinement)
     result: dict[str, Any]
     if output == "label_map":
