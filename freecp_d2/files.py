@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -152,6 +152,23 @@ def whole_folder(path: Path) -> Iterator[Path]:
         except OSError:
             if not path.exists():
                 raise
+
+
+def results_of(output: str, place: str, folders: Sequence[str]) -> list[str]:
+    """Where images are results of an earlier run, and none of the input.
+
+    Args:
+        output: the folder of the results.
+        place: of the input, a folder or pattern; it may lie in `output`.
+        folders: those in `output` that images are written to.
+
+    Returns:
+        `output`; where the input lies in it, only those folders of it.
+    """
+    root = output.rstrip("/")  # "/" itself is one
+    if f"{place}/".startswith(f"{root}/"):
+        return [f"{root}/{folder}" for folder in folders]
+    return [output]
 
 
 def require_writable(folder: Path) -> None:

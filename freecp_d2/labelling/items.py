@@ -15,9 +15,12 @@ import fsspec
 import numpy as np
 
 from ..data.images import image_suffixes
+from ..files import results_of
 
 LISTS = ".txt", ".jsonl"
 """Suffixes of files that list images."""
+RESULTS = "labels", "scores"
+"""Folders of the output."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +190,9 @@ def _entries_of(
         from .remote import entries_below
 
         return partial(entries_below, name, output)
-    results = results_of(os.path.realpath(output), os.path.realpath(name)) if output else ()
+    results: Collection[str] = ()
+    if output:
+        results = results_of(os.path.realpath(output), os.path.realpath(name), RESULTS)
     if os.path.isdir(name):
         return partial(_below, name, results)
     if glob.has_magic(name):
@@ -196,18 +201,6 @@ def _entries_of(
         f"--input {os.fspath(source)!r}: no such folder, pattern or list ({', '.join(LISTS)}); "
         "check the path"
     )
-
-
-def results_of(output: str, place: str) -> tuple[str, ...]:
-    """Folders of results, whose images are none of the input.
-
-    Args:
-        output: the folder of the labels.
-        place: of the images, a folder or pattern; it may lie in `output`.
-    """
-    if f"{place}/".startswith(f"{output}/"):
-        return f"{output}/labels", f"{output}/scores"
-    return (output,)
 
 
 def _below(folder: str, results: Collection[str]) -> Iterator[Entry]:

@@ -17,9 +17,10 @@ import fsspec
 import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 
+from ..files import results_of
 from ..journal import checked_line, checked_record
 from ..locks import LOCK, FolderInUseError
-from .items import Entry, hash_of, is_image, results_of
+from .items import RESULTS, Entry, hash_of, is_image
 
 CHUNK_RECORDS, CHUNK_SECONDS = 256, 30.0
 """A chunk of a journal is written when it has so many records, or its first one is so old."""
@@ -276,15 +277,17 @@ def entries_below(url: str, output: str) -> Iterator[Entry]:
     Folders of S3 come in pages of a thousand names, everything else is in memory.
 
     Args:
-        output: its :func:`results_of` are left out.
+        output: its :func:`.results_of` are left out.
 
     Raises:
         OSError: it cannot be listed.
         ValueError: there is no such file system, or its package is not installed.
     """
     fs, root = _file_system(url.rstrip("/"))
-    results = results_of(fs._strip_protocol(output), root) if "://" in output else ()
-    left_out = tuple(f"{folder}/" for folder in results)
+    left_out: tuple[str, ...] = ()
+    if "://" in output:
+        results = results_of(fs._strip_protocol(output), root, RESULTS)
+        left_out = tuple(f"{folder}/" for folder in results)
     with os_errors(url):
         if any(sign in root for sign in "*?["):
             infos = iter(fs.glob(root, detail=True).values())

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...data.images import HEIC_SENTENCE, image_suffixes
+from ...files import results_of
 from ...video import VIDEO_SUFFIXES
 
 NAMED = 20
@@ -86,9 +87,7 @@ def find_inputs(inputs: Sequence[str | Path], output: Path) -> Inputs:
             every = [Path(p) for p in glob.glob(str(path), recursive=True)]
             fault = f"no such file or folder, and no {kind} matches it as a pattern"
         suffixes = VIDEO_SUFFIXES if kind == "video" else image_suffixes()
-        place = path.resolve()
-        inside = output == place or output in place.parents
-        results = {output / kind for kind in RESULTS} if inside else {output}
+        results = {*map(Path, results_of(str(output), str(path.resolve()), RESULTS))}
         every = [p for p in every if results.isdisjoint(p.resolve().parents)]
         every = sorted(p for p in every if p.is_file())
         wanted = [p for p in every if p.suffix.lower() in suffixes]
