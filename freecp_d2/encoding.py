@@ -147,6 +147,13 @@ def encode_windows(
 ) -> EncodedWindows:
     """All that CLIP sees in windows (B, 3, H, W), with `affinity` in place of its attention."""
     features = encoder(pixels) if affinity is None else encoder(pixels, affinity(windows, pixels))
+    return windows_of_features(windows, pixels, features)
+
+
+def windows_of_features(
+    windows: list[Window], pixels: Tensor, features: DenseFeatures
+) -> EncodedWindows:
+    """Windows (B, 3, H, W) without padding, of which CLIP sees `features`."""
     patches, grid, reread = features.patches, features.grid, features.reread
     return EncodedWindows(windows, pixels, (0, 0, 0, 0), patches, grid, features, reread)
 

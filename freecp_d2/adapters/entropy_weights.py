@@ -17,7 +17,7 @@ from torch import Tensor
 from ..clip import DenseCLIP, DenseFeatures
 from ..clip.text import TextEncoder
 from ..data.vocabulary import in_words
-from ..encoding import EncodedImages, EncodedWindows, encode_windows
+from ..encoding import EncodedImages, EncodedWindows, encode_windows, windows_of_features
 from ..sliding_window import Window, upsample, window_batches
 
 NAME = "entropy_weights"
@@ -96,16 +96,8 @@ class Views:
     def _with_mirrored(self, batch: EncodedWindows, encoder: DenseCLIP) -> Iterator[EncodedWindows]:
         yield batch
         if self.flip:
-            mirrored = encode_windows(encoder, batch.windows, batch.pixels.flip(-1))
-            assert mirrored.features is not None
-            features = unmirrored(mirrored.features)
-            yield replace(
-                mirrored,
-                pixels=batch.pixels,
-                patches=features.patches,
-                features=features,
-                reread=features.reread,
-            )
+            features = unmirrored(encoder(batch.pixels.flip(-1)))
+            yield windows_of_features(batch.windows, batch.pixels, features)
 
 
 def unmirrored(features: DenseFeatures) -> DenseFeatures:
